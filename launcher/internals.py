@@ -262,17 +262,20 @@ def forget_worker() -> None:
         raise RuntimeError("this torch keeps what a worker is told elsewhere; use data.workers=0")
 
 
-def become_worker(number: int, count: int, seed: int, dataset: Any) -> None:
+def become_worker(number: int, count: int, dataset: Any) -> None:
     """Makes `torch.utils.data.get_worker_info()` say in this process what it says in a DataLoader's worker.
 
     Data sets and collates ask it which worker they are in. Where this torch has another way, they hear that they are in
-    none.
+    none. The seed is what it is in torch's, `torch.initial_seed()`: here that of the sample, whichever worker reads it.
     """
+    import torch
     from torch.utils.data._utils import worker
 
     kind = getattr(worker, "WorkerInfo", None)
     if kind is not None:
-        worker._worker_info = kind(id=number, num_workers=count, seed=seed, dataset=dataset)
+        seed = property(lambda info: torch.initial_seed(), lambda info, value: None)
+        told = type("WorkerInfo", (kind,), {"seed": seed})
+        worker._worker_info = told(id=number, num_workers=count, seed=0, dataset=dataset)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from launcher.training.loop import train
 from launcher.training.micro_batch import settle_micro_batch
 from launcher.training.open_session import open_session
 from launcher.world import faults
-from launcher.world.signals import listening
+from launcher.world.waiting import stoppable
 from launcher.world.world import World
 
 
@@ -42,7 +42,7 @@ class Result:
     model: Any = field(default=None, repr=False)
 
 
-@listening()
+@stoppable()
 def run(recipe: Recipe, world: World, options: Options) -> Result:
     """Trains, evaluates and saves what the recipe says, as one rank of the world.
 

@@ -383,6 +383,13 @@ def test_a_keyword_that_there_is_not_may_mean_another(name: str, meant: str) -> 
         launcher.train(TINY, **unknown)
 
 
+@pytest.mark.parametrize(("name", "key"), [("name", "name"), ("lr", "optimizer.lr"), ("keep", "save.keep")])
+def test_a_keyword_that_is_a_key_is_an_override(name: str, key: str) -> None:
+    unknown: dict[str, Any] = {name: 3}
+    with pytest.raises(TypeError, match=f"key of the recipe, which an override says: '{key}=…'"):
+        launcher.train(TINY, **unknown)
+
+
 def test_messages_speak_of_keywords(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^launcher.train: without a recipe it needs model=, .*epochs= or step"):
         launcher.train()

@@ -57,7 +57,6 @@ TORCH_FREE = (
     "internals",
     "text",
     "errors",
-    "internals",
     "version",
 )
 HEAVY = {"torch", "accelerate", "torchmetrics", "numpy"}
@@ -134,6 +133,11 @@ def test_nobody_takes_what_another_file_keeps_to_itself() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("launcher"):
                 private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name[1] != "_"]
                 assert not private, f"{name} imports {private} of {node.module}: give it a name without '_'"
+
+
+def test_nobody_reads_the_local_variables_of_others() -> None:
+    found = [name for name, path in FILES.items() if re.search(r"\bf_locals\b", path.read_text(encoding="utf-8"))]
+    assert not found, "what another function knows is handed over: to a context, to a hook"
 
 
 def test_the_repository_holds_on_top_what_it_says_and_nothing_stray() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from launcher.data.parts import changed
 from launcher.data.seeds import randomness_restored, seed_everything
+from launcher.device.kind import in_use
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of
 from launcher.model.own_gradients import OwnGradients
@@ -91,7 +92,7 @@ def outputs(model: Callable[..., Any], batch: Batch, seed: int = 0) -> list[torc
         args, kwargs = own_copy((batch.args, dict(batch.kwargs)))
         return tensors(model(*args, **kwargs))
 
-    with randomness_restored(needed=True):
+    with randomness_restored(needed=True), in_use().generator_restored():
         return OwnGradients().call(model if isinstance(model, nn.Module) else None, call)
 
 
@@ -148,7 +149,7 @@ def agreed(found: float) -> str:
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """In host memory and double precision; a complex number is two."""
-    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double().cpu()
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).cpu().double()
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from launcher.checkpoints.plain import made_like
+from launcher.checkpoints.plain import made_like, with_arrays
 from launcher.checkpoints.plain import plain as plain
 from launcher.checkpoints.rows import DamagedError as DamagedError
 from launcher.checkpoints.rows import StoredTensor, stored_in, verify_rows, with_stored
@@ -33,6 +33,7 @@ from launcher.errors import LauncherError, UsageError
 from launcher.internals import has_storage, parts_of, storage_id
 from launcher.model.rows import Read, Rows
 from launcher.recipe.inputs import unreadable
+from launcher.recipe.raised import chain_of
 from launcher.runs.folder import read_file
 from launcher.text import size
 from launcher.world import faults
@@ -70,11 +71,11 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Any]:
         """The unwrapped state_dict that training continues with, on the CPU."""
-        return self._whole(WEIGHTS)
+        return with_arrays(self._whole(WEIGHTS))
 
     def evaluated(self) -> dict[str, Any]:
         """The unwrapped state_dict to evaluate and to hand on, on the CPU: mostly the same."""
-        return self._whole(self.evaluated_file)
+        return with_arrays(self._whole(self.evaluated_file))
 
     @property
     def evaluated_file(self) -> str:
@@ -340,10 +341,7 @@ def _save_state(path: Path, state: Mapping[str, Any], where: str, step: int | No
 
 def _cause(error: BaseException) -> OSError:
     """The operating system's error behind a failed `torch.save`."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    return cause if cause is not None else OSError(str(error))
+    return next((cause for cause in chain_of(error) if isinstance(cause, OSError)), OSError(str(error)))
 
 
 def _write(path: Path, content: bytes, where: str, step: int | None = None) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def restored(value: Any) -> Any:
     return value
 
 
+def with_arrays(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights whose other entries, as those of `get_extra_state`, are again what a module gave."""
+    return {name: value if isinstance(value, torch.Tensor) else restored(value) for name, value in weights.items()}
+
+
 def made_like(like: Mapping[Any, Any], items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Any]:
     """A mapping of the kinds that can be loaded safely: an OrderedDict stays one."""
     return OrderedDict(items) if isinstance(like, OrderedDict) else dict(items)

@@ -18,6 +18,7 @@ from launcher.checkpoints.compare import Batch, own_copy
 from launcher.errors import LauncherError
 from launcher.model.kinds import class_of
 from launcher.model.own_gradients import OwnGradients
+from launcher.recipe.raised import chain_of
 
 _DECORATION = r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : "  # colours, numbers of faults
 _LONG = 150
@@ -87,8 +88,7 @@ def traced(
 
 def unfit(what: str, error: BaseException, remedy: str = WEIGHTS) -> LauncherError:
     """What to raise where a program cannot be made: with the words of the first of all that went wrong."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
+    *_, error = chain_of(error)
     words = " ".join(re.sub(_DECORATION, "", str(error)).strip().partition("\n\n")[0].split())
     if len(words) > _LONG:
         words = re.split(r"(?<=[a-z)])\. (?=[A-Z])", words)[0][: 2 * _LONG]  # what follows is advice to programmers

@@ -12,6 +12,7 @@ import torch
 
 from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import Checkpoint
+from launcher.checkpoints.plain import with_arrays
 from launcher.checkpoints.retention import listed
 from launcher.errors import LauncherError, UsageError
 from launcher.model.adapt import Built
@@ -119,7 +120,9 @@ _EXTRA = "_extra_state"  # behind the names of what modules give by `get_extra_s
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    return shape_of(value) is not None or str(name).rpartition(".")[2] == _EXTRA
+    """Whether a state_dict may have it: a class of somebody's adds numbers and words."""
+    is_plain = value is None or isinstance(value, bool | int | float | complex | str)
+    return is_plain or shape_of(value) is not None or str(name).rpartition(".")[2] == _EXTRA
 
 
 def read_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
@@ -135,7 +138,7 @@ def read_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
             made: dict[int, torch.Tensor] = {}
             stored = stored_tensors(source)
             return {name: made.setdefault(id(value), value.whole()) for name, value in stored.items()}
-        return _checked(torch.load(source, map_location="cpu", weights_only=True))
+        return with_arrays(_checked(torch.load(source, map_location="cpu", weights_only=True)))
 
 
 def stored_weights(source: Path | Checkpoint) -> Mapping[str, Any]:
@@ -176,6 +179,8 @@ def _why(words: str) -> str:
 def _checked(state: Any) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or not all(_is_weight(*entry) for entry in state.items()):
         raise TypeError("it holds more than a state_dict of tensors")
+    if state and all(shape_of(value) is None for value in state.values()):
+        raise TypeError("it holds no tensors")
     for name, value in state.items():
         if fault := _fault(name, value):
             raise TypeError(f"'{name}' {fault}")

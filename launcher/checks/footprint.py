@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from launcher.data.parts import changed
 from launcher.internals import operations_through, storage_id
-from launcher.objective.pieces import mapped
 
 KINDS = ("parameters", "gradients", "optimizer", "averages", "activations", "communication")
 
@@ -105,7 +105,7 @@ class Tracker:
 
     def _follow(self, operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         result = operation(*args, **kwargs)
-        mapped(result, self._seen)
+        changed(result, self._seen)
         self.look()
         return result
 

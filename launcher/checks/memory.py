@@ -18,6 +18,7 @@ from launcher import internals
 from launcher.checkpoints.format import tensors_in
 from launcher.checks.footprint import Footprint, Tracker
 from launcher.data.load import Data
+from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.internals import parts_of, storage_id
 from launcher.model.adapt import built
@@ -28,7 +29,6 @@ from launcher.objective.batch import one_number
 from launcher.objective.build import build_objective
 from launcher.objective.entries import added
 from launcher.objective.optimizer import build_optimizer, calls_the_loss, named_parameters
-from launcher.objective.pieces import mapped
 from launcher.objective.run_length import At
 from launcher.objective.several import each
 from launcher.objective.turns import TurnsObjective
@@ -84,7 +84,7 @@ def trace(
             run = _Run(recipe, builder.keeping("data"), world, fake, tracker)
             stack.enter_context(fake)
             stack.enter_context(tracker.following())
-            run.steps(mapped(batch, fake.from_tensor), min(2, pieces), data)
+            run.steps(changed(batch, fake.from_tensor), min(2, pieces), data)
     except LauncherError:
         raise
     except Exception as error:  # anybody's code, called with tensors that have no values

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from launcher.objective.reading import tensors_in
 
@@ -17,14 +21,30 @@ _OF_TYPES = re.compile(
 _OF_BOUNDS = re.compile(r"Target (-?\d+) is out of bounds")
 
 
-def remedy_of_model(error: Exception, model: nn.Module, batch: Any) -> str:
-    """What to say behind an error of `forward`: the layer, and what to do about numbers of another type."""
-    layer = _layer_of(error, model)
+@contextmanager
+def layers_left() -> Iterator[list[tuple[BaseException, nn.Module]]]:
+    """While it holds, each error that leaves a module's call, with the module: the innermost first."""
+    left: list[tuple[BaseException, nn.Module]] = []
+
+    def note(module: nn.Module, args: Any, result: Any) -> None:
+        if (error := sys.exc_info()[1]) is not None:
+            left.append((error, module))
+
+    hook = register_module_forward_hook(note, always_call=True)
+    try:
+        yield left
+    finally:
+        hook.remove()
+
+
+def remedy_of_model(error: Exception, layer: nn.Module | None, model: nn.Module, batch: Any) -> str:
+    """What to say behind an error of `forward`: its layer, and what to do about numbers of another type."""
+    where = _place(layer, model)
     wanted = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
     given = next((tensor.dtype for _, tensor in tensors_in(batch)), None)
     if wanted is None or given is None or given == wanted or not _OF_TYPES.search(str(error)):
-        return layer
-    return f"{layer}; the model computes in {_name(wanted)}: have the data set give that"
+        return where
+    return f"{where}; the model computes in {_name(wanted)}: have the data set give that"
 
 
 def remedy_of_loss(error: Exception, loss: str, outputs: Any, targets: Any) -> str:
@@ -55,17 +75,12 @@ def remedy_of_evaluation(error: Exception) -> str:
     return ""
 
 
-def _layer_of(error: Exception, model: nn.Module) -> str:
-    """The innermost module of a model in which an error was raised."""
-    names = {id(module): name for name, module in model.named_modules() if name}
-    layer, traceback = "", error.__traceback__
-    while traceback is not None:
-        module = traceback.tb_frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and id(module) in names:
-            kind = type(module).__name__ if any(True for _ in module.children()) else str(module)
-            layer = f"; in {names[id(module)]}, {' '.join(kind.split())[:120]}"
-        traceback = traceback.tb_next
-    return layer
+def _place(layer: nn.Module | None, model: nn.Module) -> str:
+    name = next((name for name, module in model.named_modules() if name and module is layer), None)
+    if layer is None or name is None:
+        return ""
+    kind = type(layer).__name__ if any(True for _ in layer.children()) else str(layer)
+    return f"; in {name}, {' '.join(kind.split())[:120]}"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -23,7 +23,7 @@ from launcher.checkpoints import format as checkpoints
 from launcher.checkpoints.format import plain
 from launcher.checkpoints.sameness import same
 from launcher.checks.certainty import Finding, findings_of
-from launcher.checks.misfits import remedy_of_evaluation, remedy_of_loss, remedy_of_model
+from launcher.checks.misfits import layers_left, remedy_of_evaluation, remedy_of_loss, remedy_of_model
 from launcher.checks.schedule import doubts_of
 from launcher.checks.sharded import rehearse_sharded
 from launcher.data.getitems import sample_of
@@ -129,16 +129,22 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
             raise RecipeError([_problem(recipe, *few)])
         _check_schedule(recipe, state)
         with _stage(recipe, ("loss",), "measuring what it is a mean over"):
-            with as_it_was(state):
-                settle_losses(
-                    builder,
-                    state.objective,
-                    model.bare,
-                    data,
-                    device.coordinator,
-                    end=state.length.last,
-                    processes=world.size,
-                )
+            try:
+                with as_it_was(state):
+                    settle_losses(
+                        builder,
+                        state.objective,
+                        model.bare,
+                        data,
+                        device.coordinator,
+                        end=state.length.last,
+                        processes=world.size,
+                    )
+            except LauncherError:
+                raise
+            except Exception:  # of somebody's model or loss, with one sample or with all: a step says whose it is
+                _rehearse_first_step(recipe, small, builder, state, world, say)
+                raise
             depends, drawn = dependence_of(state), drawn_validation(data)
         on_two, warned = _rehearse_first_step(recipe, small, builder, state, world, say)
         shared = _rehearse_sharded(recipe, small, builder, on_two, world, say)
@@ -360,11 +366,13 @@ def _closures_explained() -> Iterator[None]:
 
 def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, say: Say) -> tuple[torch.Tensor, float]:
     gave: list[Any] = []
+    left: list[tuple[BaseException, nn.Module]] = []
     hook = train_state.model.bare.register_forward_hook(lambda module, args, result: gave.append(result))
     batch = step.batches[0].data
 
     def of_model(error: Exception) -> str:
-        remedy = remedy_of_model(error, train_state.model.bare, batch) if recipe.train.step is None else ""
+        layer = next((module for raised, module in left if raised is error), None)
+        remedy = remedy_of_model(error, layer, train_state.model.bare, batch) if recipe.train.step is None else ""
         return f"; the batch was {shapes(batch)}{remedy}{_way_to_the_model(recipe, batch)}"
 
     def of_loss(error: Exception) -> str:
@@ -375,7 +383,8 @@ def _rehearse_forward(recipe: Recipe, train_state: TrainState, step: StepBatch, 
     try:
         with _stage(recipe, path, "forward", of_model):
             if recipe.train.step is None:
-                _forward_alone(train_state, changed(batch, torch.clone))
+                with layers_left() as left:
+                    _forward_alone(train_state, changed(batch, torch.clone))
         with _stage(recipe, ("loss",) if path == ("model",) else path, "", of_loss):
             micro_batch = replace(step.batches[0], data=changed(batch, torch.clone))  # the step reads it, too
             value, factor, _ = forward(train_state, micro_batch, step.scales[0], train_state.length.at(0))

@@ -114,7 +114,7 @@ def _gradients(state: TrainState, step: StepBatch, section: schema.Device) -> di
     """Of the whole model, which is left as it was."""
     start_training(state.model.wrapped, state.optimizer)
     unmoved = Unmoved.of_run(state.model.bare, state.objective, weights=False)
-    with _blocks_looked_at(state.model.bare, section):
+    with _blocks_looked_at(state.model.bare, section), _weights_looked_at(state):
         _pass(state, step)
     named = dict(state.model.bare.named_parameters())
     gradients = {name: one.grad.clone() for name, one in named.items() if one.grad is not None}
@@ -143,15 +143,20 @@ def _explained(error: Exception) -> str:
 
 @contextmanager
 def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None]:
-    """Refuses blocks that are not called, give something in which torch finds no tensor, or views that are changed.
+    """Refuses blocks that are not called, give no tensor, or views that are changed, and graphs of gradients.
 
-    Either way a block would not be together in backward, which reads memory that is given back.
+    Each way a block would not be together in backward, which reads memory that is given back: it may end the process.
 
     Raises:
         LauncherError: There is one.
     """
     given: list[tuple[str, torch.Tensor, int]] = []
     called: set[str] = set()
+    with_graph: list[str] = []
+
+    def note(name: str, gradient: torch.Tensor) -> None:
+        if torch.is_grad_enabled():  # as backward has it where it makes a graph of the gradients
+            with_graph.append(name)
 
     def look(name: str, module: nn.Module, args: Any, result: Any) -> None:
         called.add(name)
@@ -162,14 +167,20 @@ def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None
                 "return tensors, or lists, mappings or dataclasses of them"
             )
         given.extend((name, tensor, internals.changes_of(tensor)) for tensor in tensors if internals.is_view(tensor))
+        hooks.extend(tensor.register_hook(partial(note, name)) for tensor in tensors if tensor.requires_grad)
 
     blocks = fitting_blocks(model, section).modules
-    hooks = [block.register_forward_hook(partial(look, name)) for name, block in blocks.items()]
+    hooks: list[Any] = [block.register_forward_hook(partial(look, name)) for name, block in blocks.items()]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+    if with_graph:
+        raise LauncherError(
+            f"device.sharding: gradients that pass through the block '{with_graph[0]}' are themselves differentiated "
+            "(create_graph=True), and its weights would not be there by then; say device.sharding: none"
+        )
     if uncalled := [name for name in blocks if name not in called]:
         raise LauncherError(
             f"device.sharding: the block '{uncalled[0]}' is not called for these samples, and processes that do not "
@@ -182,6 +193,54 @@ def _blocks_looked_at(model: nn.Module, section: schema.Device) -> Iterator[None
             f"device.sharding: the block '{changed[0]}' gives a view of a tensor, which is then changed in place, and "
             "gradients would be wrong: have it return a tensor of its own, as .clone() makes one"
         )
+
+
+@contextmanager
+def _weights_looked_at(state: TrainState) -> Iterator[None]:
+    """Refuses forwards that write to parameters: it would be to what is put together, and lost with it.
+
+    Raises:
+        LauncherError: One does.
+    """
+    modules = [state.model.bare, *state.objective.modules.values()]
+    named = [(name, one) for module in modules for name, one in module.named_parameters()]
+    names = {_place(one): name for name, one in named}
+    inside: list[nn.Module] = []
+    written: list[str] = []
+
+    def follow(operation: Any, args: Any, kwargs: Any) -> Any:
+        if inside:
+            changed = [*internals.aliased_arguments(operation, args, changed=True), kwargs.get("out")]
+            places = [_place(one) for one in _tensors(changed)]
+            written.extend(names[place] for place in places if place in names)
+        return operation(*args, **kwargs)
+
+    def enter(module: nn.Module, args: Any) -> None:
+        inside.append(module)
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        inside.pop()
+        written.extend(name for name, one in named if _place(one) not in names)  # .data = …
+
+    hooks = [module.register_forward_pre_hook(enter, prepend=True) for module in modules]
+    hooks += [module.register_forward_hook(leave) for module in modules]
+    try:
+        with internals.operations_through(follow):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if written:
+        raise LauncherError(
+            f"device.sharding: '{written[0]}' is changed in forward, where a process has it for a moment only: the "
+            "change would be lost; compute with what it would be, as F.normalize(weight) gives it, and leave the "
+            "parameter as it is"
+        )
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """Of a tensor's memory; 0 where it has none of its own, as a sparse one."""
+    return tensor.untyped_storage().data_ptr() if internals.has_storage(tensor) else 0
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -209,7 +268,8 @@ def _compare(whole: dict[str, torch.Tensor], sharded: dict[str, torch.Tensor]) -
         if off > _TOLERANCE.get(expected.dtype, 0.05) * max(largest, 1e-6):
             raise LauncherError(
                 f"device.sharding: the gradient of '{name}' is {off / max(largest, 1e-30):.1g} of its size off what it "
-                "is unsharded: does a forward change or keep parameters? Look there, or say device.sharding: none"
+                "is unsharded: does a forward change or keep parameters, or a hook on a parameter its gradient? Look "
+                "there, or say device.sharding: none"
             )
 
 

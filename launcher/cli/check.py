@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code, tasks_of
 from launcher.errors import EXIT_DONE, LauncherError, Problem, RecipeError, UsageError
-from launcher.text import brief
+from launcher.text import brief, printable
 from launcher.world.loading import loading
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _check_components(recipe: Recipe, allow: Sequence[str]) -> Builder:
 
 
 def _say(label: str, text: str) -> None:
-    print(f"{label:<12} {text}", flush=True)
+    print(f"{label:<12} {printable(text)}", flush=True)  # names in it are anybody's
 
 
 @contextmanager

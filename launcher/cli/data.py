@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import add_recipe, positive, read_recipe, say_own_code
-from launcher.errors import EXIT_DONE
+from launcher.errors import EXIT_DONE, LauncherError, UsageError
 
 if TYPE_CHECKING:
     from launcher.cli.arguments import Commands
@@ -45,6 +45,7 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
     from launcher.device.kind import found
     from launcher.objective.batch import BatchLayout
     from launcher.recipe.build import Builder
+    from launcher.recipe.targets import told
     from launcher.training.build import open_run_data
     from launcher.world.world import World
 
@@ -55,6 +56,11 @@ def _data(options: argparse.Namespace, _: Sequence[str]) -> int:
     print(f"{recipe.name}, {options.recipe}")
     world = World(size=options.processes, local_size=options.processes)
     data = open_run_data(recipe, builder, world, on_gpu=found() is not None)
-    for line in show(data, BatchLayout(recipe.batch), world, wishes):
-        print(line, flush=True)
+    try:
+        for line in show(data, BatchLayout(recipe.batch), world, wishes):
+            print(line, flush=True)
+    except LauncherError:
+        raise
+    except Exception as error:
+        raise UsageError(f"data: it cannot be read: {told(error)}") from error
     return EXIT_DONE

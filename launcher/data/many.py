@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from launcher.data.epochs import Announcer, listeners
 from launcher.data.getitems import seeded_sample
 from launcher.data.seeds import randomness_restored, seed_generators
 from launcher.text import words_of
@@ -90,12 +91,26 @@ def _difference(dataset: Any, get_batch: GetBatch) -> str:
     size = len(dataset)
     if not size:
         return ""
+    few = [list(dict.fromkeys((size - 1, 0, size // 2, size // 3))), [size // 2]]
     with randomness_restored(needed=True):
-        for indices in ([size - 1, 0, size // 2, size // 3], [size // 2]):
-            asked = list(dict.fromkeys(indices))
-            if why := _difference_at(dataset, get_batch, asked):
-                return why
-    return ""
+        if why := _first(_difference_at(dataset, get_batch, asked) or None for asked in few):
+            return why
+        return _difference_later(dataset, get_batch, few[0])
+
+
+def _difference_later(dataset: Any, get_batch: GetBatch, asked: list[int]) -> str:
+    """The same in another epoch, of which `get_batch` may not know; a set that has one alone is not asked."""
+    if not listeners(dataset):
+        return ""
+    told = Announcer(dataset)
+    try:
+        told.tell(1)
+    except Exception:
+        why = ""
+    else:
+        why = _difference_at(dataset, get_batch, asked)
+    told.tell(0)
+    return f"in another epoch {why}" if why else ""
 
 
 def _difference_at(dataset: Any, get_batch: GetBatch, indices: list[int]) -> str:
@@ -112,7 +127,7 @@ def _difference_at(dataset: Any, get_batch: GetBatch, indices: list[int]) -> str
         return f"get_batch(indices) fails ({_told(error)})"
     try:
         collated = default_collate(samples)
-    except (RuntimeError, TypeError, KeyError):
+    except (RuntimeError, TypeError, KeyError, ValueError):
         raise _OnTrustError("single samples make no batch without a data.collate") from None
     place = difference(collated, batch)
     return f"for samples {', '.join(map(str, indices))} it gives other values{place}" if place is not None else ""

@@ -196,7 +196,7 @@ class Reader:
             return self.reading.collate(samples)
         try:
             return _collated(samples)
-        except (RuntimeError, TypeError, KeyError) as error:
+        except (RuntimeError, TypeError, KeyError, ValueError) as error:
             which = self._numbers(indices)
             if self._gives_batches:
                 raise LauncherError(

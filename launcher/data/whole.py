@@ -252,7 +252,7 @@ def _column_rows(dataset: Any, indices: Indices) -> dict[str, Any] | None:
     columns: Mapping[str, Any] = dataset[indices.tolist()]
     try:
         return {name: _collated_column(column) for name, column in columns.items()}
-    except (RuntimeError, TypeError, KeyError):
+    except (RuntimeError, TypeError, KeyError, ValueError):
         return None  # no batch can be made: read one by one, the samples are named
 
 

@@ -16,7 +16,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -27,12 +26,13 @@ from typing import Any
 import torch
 
 from launcher import internals
-from launcher.data.permutation import Indices, mix
+from launcher.data.permutation import Indices
 from launcher.data.reading import Reader, pinned
 from launcher.data.seeds import seed_generators
 from launcher.data.transport import Slot
 from launcher.errors import LauncherError
 from launcher.recipe.local_data import keep_to_data
+from launcher.recipe.raised import all_lines
 from launcher.text import words_of
 from launcher.world.signals import die_with_parent
 from launcher.world.temporary import held_folder
@@ -263,9 +263,8 @@ def _start_worker(reader: Reader, number: int, count: int) -> None:
     torch.set_num_threads(1)
     if get_start_method() != "fork":  # else as its trainer
         keep_to_data("launcher", may_load_models="transformers" in sys.modules)
-    place = reader.reading.seed, reader.reading.rank, number
-    seed_generators(*place)
-    internals.become_worker(number, count, mix(*place), reader.dataset)
+    seed_generators(reader.reading.seed, reader.reading.rank, number)
+    internals.become_worker(number, count, reader.dataset)
 
 
 # ---------------------------------------------------------------------- what went wrong
@@ -325,7 +324,7 @@ def _stray(error: BaseException) -> str:
 
 def _as_torch_tells(error: Exception, number: int) -> str:
     """The message that torch's DataLoader would give the error, with its traceback inside."""
-    text = "".join(traceback.format_exception(error)).lstrip(" +").partition("\n")[2]
+    text = all_lines(error).lstrip(" +").partition("\n")[2]
     kind = type(error).__name__
     return f"Caught {kind} in DataLoader worker process {number}.\nOriginal Traceback (most recent call last):\n{text}"
 

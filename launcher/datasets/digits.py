@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from launcher.datasets.bundled import Table, bundled
 from launcher.datasets.splits import split_rows
 
 
@@ -28,13 +30,18 @@ class Digits(TensorDataset):
     def __init__(
         self, split: Literal["train", "validation", "test"] = "train", dtype: torch.dtype = torch.float32
     ) -> None:
-        from sklearn.datasets import load_digits  # seconds on a cold disk: only for who asks for digits
-
-        pixels, digits = load_digits(return_X_y=True)
+        table = bundled("digits.csv.gz", _loaded, ",")
+        pixels, digits = table[:, :-1], table[:, -1].astype(np.int64)
         rows = split_rows(split, digits)
         images = torch.from_numpy(pixels[rows] / 16).to(dtype).reshape(-1, 1, 8, 8)
-        super().__init__(images, torch.from_numpy(digits[rows]).long())
+        super().__init__(images, torch.from_numpy(digits[rows]))
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
         """Reads many samples at once: images [N, 1, 8, 8] and targets [N]."""
         return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
+
+
+def _loaded() -> Table:
+    from sklearn.datasets import load_digits
+
+    return np.column_stack(load_digits(return_X_y=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def _read_text(file: Path, delimiter: str) -> Any:
 
 def _check_names(file: Path, table: Any) -> None:
     names: list[str] = table.column_names
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name, times in Counter(names).items() if times > 1), None):
         raise ValueError(f"{file} has several columns '{printable(twice)}'; rename all but one")
     if not table.num_rows and _is_blank(file):
         raise ValueError(f"{file} {_EMPTY}")
@@ -189,8 +190,9 @@ def _check_names(file: Path, table: Any) -> None:
 
 
 def _check_columns(file: Path, has: Sequence[str], targets: Sequence[str], features: Sequence[str]) -> None:
+    names = set(has)  # of genes there are tens of thousands
     for name in (*targets, *features):
-        if name not in has:
+        if name not in names:
             unlabelled = "; for rows without it say target: null" if name in targets else ""
             known = hint(name, has, f"it has: {', '.join(map(printable, has))}{unlabelled}")
             raise ValueError(f"{file} has no column '{name}'{_other_delimiter(file, has) or known}")

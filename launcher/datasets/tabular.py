@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from launcher.datasets.bundled import Table, bundled
 from launcher.datasets.splits import split_rows
 
 
@@ -30,9 +31,8 @@ class Diabetes(TensorDataset):
     def __init__(
         self, split: Literal["train", "validation", "test"] = "train", dtype: torch.dtype = torch.float32
     ) -> None:
-        from sklearn.datasets import load_diabetes  # seconds on a cold disk: only for who asks for this table
-
-        features, target = load_diabetes(return_X_y=True, scaled=False)
+        features = bundled("diabetes_data_raw.csv.gz", lambda: _loaded()[0])
+        target = bundled("diabetes_target.csv.gz", lambda: _loaded()[1])
         one_class = np.zeros(len(target), dtype=np.int64)
         rows, train = split_rows(split, one_class), split_rows("train", one_class)
         columns = (features, target[:, None])
@@ -42,3 +42,10 @@ class Diabetes(TensorDataset):
     def get_batch(self, indices: Tensor) -> tuple[Tensor, ...]:
         """Reads many samples at once: features [N, 10] and targets [N, 1]."""
         return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
+
+
+def _loaded() -> tuple[Table, Table]:
+    from sklearn.datasets import load_diabetes
+
+    features, target = load_diabetes(return_X_y=True, scaled=False)
+    return features, target

@@ -10,7 +10,6 @@ import io
 import json
 import re
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from launcher import internals
 from launcher.device.keepalive import open_files, watch_connection
 from launcher.errors import EXIT_FAILED, LauncherError, PeerError
+from launcher.recipe.raised import last_lines
 from launcher.world import progress
 from launcher.world.signals import stop_requested
 
@@ -296,7 +296,7 @@ def unpacked(message: bytes) -> Any:
 
 def _failure(error: BaseException) -> dict[str, Any]:
     exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
-    return {"error": "".join(traceback.format_exception_only(error)).strip(), "exit_code": exit_code}
+    return {"error": last_lines(error), "exit_code": exit_code}
 
 
 def _store() -> Any:

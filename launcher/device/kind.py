@@ -299,6 +299,13 @@ def in_use() -> Kind:
     return kind_of(torch.device(device.type, torch.accelerator.current_device_index())) if begun() else _HOST
 
 
+def names_in_use() -> list[str]:
+    """What the accelerators call themselves that this process may use; none where it has not begun to."""
+    if (kind := in_use()).is_host:
+        return []
+    return [kind_of(torch.device(kind.device.type, number)).name for number in range(count())]
+
+
 def make_current(device: torch.device) -> None:
     """Makes a device the one on which this process's streams and events are made."""
     if device.type != "cpu" and device.index is not None:

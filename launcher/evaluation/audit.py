@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.evaluation.modes import own_randomness
 from launcher.evaluation.unmoved import Unmoved
@@ -21,7 +22,7 @@ from launcher.model.kinds import is_sharded
 from launcher.objective.drawn import HALVES, of_halves
 from launcher.objective.halves import off_by, rows_of
 from launcher.objective.loss import Objective
-from launcher.objective.pieces import NotJoinedError, mapped, narrowed_parts
+from launcher.objective.pieces import NotJoinedError, narrowed_parts
 from launcher.objective.reading import TOLERANCE
 from launcher.objective.run_length import At
 from launcher.text import shapes
@@ -86,7 +87,7 @@ def _values(model: nn.Module, objective: Objective, parts: list[Any], at: At) ->
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def value(part: Any, seed: int = 0) -> float:
-        part = mapped(part, torch.clone)  # which it may change in place
+        part = changed(part, torch.clone)  # which it may change in place
         unmoved = Unmoved.of_run(model, objective)
         with (
             own_randomness(seed, 0, device),

@@ -17,8 +17,10 @@ from launcher.device.kind import kind_of
 from launcher.errors import LauncherError
 from launcher.evaluation.audit import audit_own
 from launcher.evaluation.modes import own_randomness
+from launcher.internals import changes_of
 from launcher.objective.batch import Evaluated
 from launcher.objective.loss import Objective
+from launcher.objective.reading import tensors_in
 from launcher.objective.run_length import At
 
 if TYPE_CHECKING:
@@ -120,11 +122,13 @@ class Tally:
         objective.settle()
         if objective.has_exceptions:
             objective.refuse_unforeseen(batch.data, batch.samples)
-        if self.transform is None:
-            counts = objective.counted(batch.data, batch.samples)
-        else:
-            data = self.transform(data)
-            counts = objective.counted(data, batch.samples)
+        counted = batch.data
+        if self.transform is not None:
+            given, before = data, _marks(objective.counted_in(data))
+            data = self.transform(given)
+            if _marks(objective.counted_in(data)) != before:
+                counted = data  # what was read says nothing of it, and counting waits for the device
+        counts = objective.counted(counted, batch.samples)
         if not self.samples and objective.is_brought:  # the first batch
             audit_own(model, objective, data, batch.samples, self.at)
         called = partial(self._called, model, data, batch.samples)
@@ -217,6 +221,11 @@ class Tally:
     def _divisors(self) -> list[float]:
         counts = zip(self._counts.tolist(), self.objective.besides, strict=True)
         return [count + beside for count, beside in counts]
+
+
+def _marks(parts: Any) -> list[tuple[int, int]]:
+    """Which tensors these are, and how often each was changed: equal where nobody has touched them."""
+    return [(id(tensor), changes_of(tensor)) for _, tensor in tensors_in(parts)]
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

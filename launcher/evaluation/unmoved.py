@@ -6,15 +6,18 @@ for: a step function may move a teacher's, and so may a forward.
 
 from __future__ import annotations
 
+import array
 import random
 import sys
 import sysconfig
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections import OrderedDict, UserDict, UserList, deque
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,15 +26,18 @@ from torch import nn
 
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
-from launcher.internals import changes_of, has_storage, parts_of
+from launcher.evaluation.values import as_it_stands, is_iterator
+from launcher.internals import changes_of, has_storage, names_within, parts_of
 from launcher.model.build import is_expanded
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
 from launcher.objective.loss import Objective
 
-_DEPTH = 4  # of attributes of attributes, as a step function's meter has a list
+_DEPTH = 12  # of attributes of attributes, as a step function's meter has a list
+_MOST = 100_000  # things that are looked into
 _LARGEST = 2**28  # bytes: what is larger, and no buffer, is data
 _LONGEST = 10_000  # entries that are looked into: more are data, as a vocabulary is
+OF_TORCH = "_dynamo"  # begins what torch's compiler notes on a tensor
 _REGISTERED = ("_parameters", "_buffers", "_modules")  # of a module: looked at by their public names
 Back = Callable[[], object]
 
@@ -48,6 +54,8 @@ class Unmoved:
         self._seen: dict[int, Any] = {}  # held, so that no other thing has the number
         self._back: list[Back] = []
         self._modules: list[nn.Module] = []
+        self._left = _MOST
+        self._iterators: dict[int, Any] = {}  # others that stand where they did, by the number of each
         for root in roots:
             self._keep(root, _DEPTH)
         for root in roots:
@@ -91,6 +99,9 @@ class Unmoved:
     def _keep(self, thing: Any, depth: int) -> None:
         if depth < 0 or id(thing) in self._seen or isinstance(thing, _PLAIN):
             return
+        self._left -= 1
+        if self._left < 0:
+            return
         self._seen[id(thing)] = thing
         if isinstance(thing, nn.Module):
             for module in thing.modules():
@@ -102,8 +113,10 @@ class Unmoved:
                 self._keep_numbers(thing)
         elif isinstance(thing, _CONTAINERS):
             self._keep_container(thing, depth)
+        elif isinstance(thing, bytearray | array.array):
+            self._back.append(partial(_put_items_back, thing, thing[:]))
         elif isinstance(thing, tuple):
-            self._keep_all(thing, depth)
+            self._keep_all(tuple.__iter__(thing), depth)
         elif (generator := of_generator(thing)) is not None:
             state, take = generator
             self._back.append(partial(take, state))
@@ -119,9 +132,11 @@ class Unmoved:
         buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
         for buffer in buffers.values():
             self._keep_numbers(buffer)
-        self._back.append(partial(_put_buffers_back, module, buffers))
+        for tensor in tensors_of(module).values():
+            self._keep_attributes(tensor, depth)
+        self._back.append(partial(_put_buffers_back, module, buffers, frozenset(names_within(module))))
         own = {key: value for key, value in vars(module).items() if key not in _REGISTERED}
-        self._back.append(partial(_put_attributes_back, vars(module), own, _REGISTERED))
+        self._back.append(partial(_put_attributes_back, vars(module), self._standing(own), _REGISTERED))
         self._keep_all(own.values(), depth)
         self._keep_class(type(module), depth)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
@@ -137,7 +152,10 @@ class Unmoved:
     def _keep_container(self, container: Any, depth: int) -> None:
         kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
         before = [*(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))]
-        self._back.append(partial(_fill, kind, container, before))
+        if issubclass(kind, dict):
+            self._back.append(partial(_fill, kind, container, [*self._standing(dict(before)).items()]))
+        else:
+            self._back.append(partial(_fill, kind, container, [*map(self._as_it_stands, before)]))
         if len(before) <= _LONGEST:
             self._keep_all([value for _, value in before] if issubclass(kind, dict) else before, depth)
 
@@ -149,33 +167,50 @@ class Unmoved:
         elif isinstance(thing, FunctionType):
             for cell in thing.__closure__ or ():
                 with suppress(ValueError):  # nothing is in it yet
-                    self._back.append(partial(setattr, cell, "cell_contents", cell.cell_contents))
+                    before = self._as_it_stands(cell.cell_contents)
+                    self._back.append(partial(setattr, cell, "cell_contents", before))
                     self._keep(cell.cell_contents, depth - 1)
             self._keep_all((*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()), depth)
             self._keep_attributes(thing, depth)
             self._keep_globals(thing, depth)
         elif isinstance(thing, type):
             self._keep_class(thing, depth)
-        elif not isinstance(thing, ModuleType) and (depth == _DEPTH or is_of_the_project(type(thing))):
+        elif not isinstance(thing, ModuleType) and (depth == _DEPTH or is_looked_into(type(thing))):
             self._keep_attributes(thing, depth)
 
     def _keep_attributes(self, thing: Any, depth: int) -> None:
-        own = getattr(thing, "__dict__", None)
+        own, slots = getattr(thing, "__dict__", None), {name: getattr(thing, name) for name in slots_of(thing)}
+        for name, value in slots.items():
+            self._back.append(partial(object.__setattr__, thing, name, self._as_it_stands(value)))
+        before = dict(own) if isinstance(own, dict) else {}
         if isinstance(own, dict):
-            before = dict(own)
-            self._back.append(partial(_put_attributes_back, own, before))
-            self._keep_all(before.values(), depth)
+            self._back.append(partial(_put_attributes_back, own, self._standing(before)))
+        if slots or isinstance(own, dict):
+            self._keep_all((*slots.values(), *before.values()), depth)
             self._keep_class(type(thing), depth)
+
+    def _standing(self, before: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The same, with iterators that stand where these do."""
+        return {name: self._as_it_stands(value) for name, value in before.items()}
+
+    def _as_it_stands(self, value: Any) -> Any:
+        """Of an iterator another one, which is the same to all that have it; of anything else the thing itself."""
+        if not is_iterator(value):
+            return value
+        if id(value) not in self._iterators:
+            self._iterators[id(value)] = as_it_stands(value)
+            self._seen[id(value)] = value
+        return self._iterators[id(value)]
 
     def _keep_class(self, kind: type, depth: int) -> None:
         """What a project's class has for all its objects, and what its methods keep."""
         for base in kind.__mro__:
-            if id(base) in self._seen or not is_of_the_project(base):
+            if id(base) in self._seen or not is_of_the_project(base) or issubclass(base, Enum):
                 continue
             self._seen[id(base)] = base
             for name, value in held_by_class(base).items():
-                if isinstance(value, _CHANGING):
-                    self._back.append(partial(_put_attribute_back, base, name, value))
+                if not _is_code(value):
+                    self._back.append(partial(_put_attribute_back, base, name, self._as_it_stands(value)))
                 self._keep(value, depth - 1)
 
     def _keep_globals(self, function: FunctionType, depth: int) -> None:
@@ -184,8 +219,8 @@ class Unmoved:
             return
         own = function.__globals__
         for name, value in globals_of(function).items():
-            if isinstance(value, _CHANGING):
-                self._back.append(partial(own.__setitem__, name, value))
+            if not _is_code(value):
+                self._back.append(partial(own.__setitem__, name, self._as_it_stands(value)))
             self._keep(value, depth - 1)
 
     def _keep_own(self, thing: Any) -> None:
@@ -199,6 +234,11 @@ class Unmoved:
                 thing.load_state_dict(copied(before))
 
         self._back.append(back)
+
+
+def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's own parameters and buffers, which may have attributes too."""
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
 
 def held_by_class(kind: type) -> dict[str, Any]:
@@ -227,8 +267,29 @@ def is_of_the_project(kind: type | FunctionType) -> bool:
     return file is not None and not any(place in file for place in _INSTALLED)
 
 
+def is_looked_into(kind: type) -> bool:
+    """Whether what is inside of an object is looked at: of a user's own, and of Python's that only hold attributes."""
+    return is_of_the_project(kind) or kind in _HOLDERS
+
+
+def _is_code(value: Any) -> bool:
+    """Whether it is a function, a class, a module, or what makes an attribute of a class: no value of one."""
+    return isinstance(value, type | ModuleType | BuiltinFunctionType) or hasattr(type(value), "__get__")
+
+
+def slots_of(thing: Any) -> list[str]:
+    """The names of what an object has in `__slots__`."""
+    names: list[str] = []
+    for base in type(thing).__mro__ if is_of_the_project(type(thing)) else ():
+        slots = vars(base).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            is_private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{base.__name__.lstrip('_')}{name}" if is_private else name)
+    return [name for name in names if name not in ("__dict__", "__weakref__") and hasattr(thing, name)]
+
+
+_HOLDERS = (SimpleNamespace, Namespace, UserDict, UserList)
 _INSTALLED = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"], str(Path(__file__).parent.parent))
-_CHANGING = (int, float, complex, str, type(None), tuple, dict, list, set, deque, torch.Tensor, np.ndarray)
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), BuiltinFunctionType)
 
@@ -277,6 +338,8 @@ def of_generator(thing: Any) -> tuple[Any, Callable[[Any], object]] | None:
     """Where a generator of somebody's own stands, and what takes it there; None of anything else."""
     if isinstance(thing, np.random.Generator):
         return thing.bit_generator.state, partial(setattr, thing.bit_generator, "state")
+    if isinstance(thing, np.random.BitGenerator):
+        return thing.state, partial(setattr, thing, "state")
     if isinstance(thing, np.random.RandomState | torch.Generator):
         return thing.get_state(), thing.set_state
     if type(thing) is random.Random:  # the system's has no state
@@ -294,12 +357,19 @@ def _put_numbers_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
         tensor.data = before.clone()
 
 
-def _put_buffers_back(module: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+def _put_buffers_back(module: nn.Module, before: Mapping[str, torch.Tensor], registered: Container[str]) -> None:
     for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False) if name not in before]:
-        delattr(module, name)
+        if name in registered:  # as None, to be filled by a forward
+            setattr(module, name, None)
+        else:
+            delattr(module, name)
     for name, buffer in before.items():
         if getattr(module, name, None) is not buffer:
             setattr(module, name, buffer)
+
+
+def _put_items_back(array: Any, before: Any) -> None:
+    array[:] = before
 
 
 def _put_attribute_back(kind: type, name: str, value: Any) -> None:
@@ -308,7 +378,7 @@ def _put_attribute_back(kind: type, name: str, value: Any) -> None:
 
 
 def _put_attributes_back(own: dict[str, Any], before: Mapping[str, Any], apart: tuple[str, ...] = ()) -> None:
-    for key in [key for key in own if key not in before and key not in apart]:
+    for key in [key for key in own if key not in before and key not in apart and not key.startswith(OF_TORCH)]:
         del own[key]
     own.update(before)
 

@@ -139,10 +139,9 @@ def _report(failure: Failure, error: BaseException, again: str, world: World) ->
     folder = Path(world.run_dir) if world.run_dir is not None else known_of(error).folder
     if folder is not None:
         _append(log_of(folder, failure.rank), failure.traceback)
-    if failure.is_aftermath:
+    if failure.is_aftermath and world.step is None:  # nobody here knows of whose
         print(f"launcher: {failure.line}", file=sys.stderr)
-        if world.step is None:  # nobody here knows of whose
-            return
+        return
     report(failure, folder, world, again)
 
 
@@ -173,10 +172,9 @@ def _one_debugger(world: World) -> Iterator[None]:
     before = sys.breakpointhook
 
     def stop(*arguments: Any, **options: Any) -> None:
-        others = (
-            f"the other {world.size - 1} pass over breakpoint() and wait at the step's end, for device.timeout at most"
-        )
-        print(f"\nrank 0 has the terminal; {others}", flush=True)
+        others = "rank 1 passes" if world.size == 2 else f"the other {world.size - 1} pass"
+        wait = "waiting at the step's end for device.timeout at most"
+        print(f"\nrank 0 has the terminal; {others} over breakpoint(), {wait}", flush=True)
         if "PYTHONBREAKPOINT" in os.environ:
             before(*arguments, **options)
         else:

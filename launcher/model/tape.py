@@ -25,6 +25,7 @@ from torch.nn.parameter import is_lazy
 from launcher import internals
 from launcher.model.left_files import files_left
 from launcher.model.rows import Converted, Stored
+from launcher.recipe.raised import chain_of
 
 _UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 _WHOLLY = {"normal_", "uniform_", "zero_", "fill_", "copy_", "random_", "exponential_", "log_normal_", "trunc_normal_"}
@@ -597,14 +598,12 @@ def record(build: Callable[[], Any], module_of: Callable[[Any], nn.Module]) -> t
 
 def _reason(error: BaseException | None) -> str:
     """Why a constructor did not run without values."""
-    first = error
-    while error is not None:
-        if isinstance(error, UnrecordedError):
-            return str(error)
-        if type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
+    for link in chain_of(error) if error is not None else ():
+        if isinstance(link, UnrecordedError):
+            return str(link)
+        if type(link).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
             return "reads values"
-        error = error.__cause__ or error.__context__
-    return f"does what needs values ({type(first).__name__}: {' '.join(str(first).split())[:120]})"
+    return f"does what needs values ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 
 def _take_apart(module: nn.Module, recording: Recording) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from launcher.data.parts import changed
 from launcher.data.seeds import randomness_restored
 from launcher.device.kind import in_use
 from launcher.errors import LauncherError
@@ -37,7 +38,6 @@ from launcher.objective.pieces import (
     classes_in,
     draws,
     injections,
-    mapped,
     tried_in,
 )
 from launcher.objective.reading import TOLERANCE, Hints, Reading, candidates, tensors_in
@@ -172,7 +172,7 @@ class Caller:
         """The loss, or None where it has none."""
         shared = list(self._function.parameters()) if isinstance(self._function, nn.Module) else []
         function = copied(self._function, shared)
-        args, kwargs = arguments(*mapped((outputs, targets), torch.clone))  # which it may change in place
+        args, kwargs = arguments(*changed((outputs, targets), torch.clone))  # which it may change in place
         seed_all(seed)
         module = function if isinstance(function, nn.Module) else None
         try:
@@ -234,14 +234,14 @@ class Caller:
                 followed = [leaf.detach().requires_grad_() for leaf in leaves]
                 by_leaf = {id(leaf): one.clone() for leaf, one in zip(leaves, followed, strict=True)}
                 args, kwargs = arguments(
-                    mapped(outputs, lambda leaf: by_leaf.get(id(leaf), leaf)), mapped(targets, torch.clone)
+                    changed(outputs, lambda leaf: by_leaf.get(id(leaf), leaf)), changed(targets, torch.clone)
                 )
                 value = function(*args, **kwargs)
                 slopes = torch.autograd.grad(value.sum(), followed, allow_unused=True)
             return float(value), [
                 torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)
             ]
-        except Exception:  # no gradient reaches the outputs, or it gives something else than a tensor
+        except (RuntimeError, TypeError, AttributeError):  # no gradient reaches the outputs, or it gives no tensor
             return 0.0, []
 
     def _take(self, dtype: torch.dtype | None) -> None:
@@ -284,9 +284,9 @@ class Caller:
             return reading
         if reading.kind == "kept" and not are_classes(tensor, joined.outputs):
             return reading
-        changed = tensor.clone()
-        changed[:first] = empty[reading.kind]
-        targets = mapped(joined.targets, lambda target: changed if target is tensor else target)
+        emptied = tensor.clone()
+        emptied[:first] = empty[reading.kind]
+        targets = changed(joined.targets, lambda target: emptied if target is tensor else target)
         unions = [joined.union(joined.outputs, targets, pieces)[:2] for pieces in (1, 2, 3)]
         values = []
         for pieces, union in enumerate(unions, start=1):

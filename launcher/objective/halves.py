@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from launcher.data.parts import changed
 from launcher.objective.calls import HOST, LARGE, Caller, in_host, undisturbed
 from launcher.objective.drawn import HALVES, of_halves
-from launcher.objective.pieces import NotJoinedError, Tree, cast, mapped, narrowed_parts
+from launcher.objective.pieces import NotJoinedError, Tree, cast, narrowed_parts
 from launcher.objective.reading import TOLERANCE, Reading, tensors_in
 
 
@@ -40,8 +41,8 @@ def still_holds(
     kept = max(2, rows * LARGE // numbers) if is_large else rows
     with undisturbed():
         ends = ((0, kept), (0, kept // 2), (kept // 2, kept))
-        parts = [_cut(mapped(whole, torch.detach), rows, *limits) for limits in ends]
-        parts = parts if is_large else [mapped(part, in_host) for part in parts]
+        parts = [_cut(changed(whole, torch.detach), rows, *limits) for limits in ends]
+        parts = parts if is_large else [changed(part, in_host) for part in parts]
         caller = Caller(function, None if is_large else torch.float64, _device_in(parts[0]))
         values = _values(caller, parts, draws=reading.draws)
         counts = [

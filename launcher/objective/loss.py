@@ -353,10 +353,14 @@ class Objective:
     def _each_reading(self) -> list[Reading | None]:
         return [term.reading for term in self.terms] or [self.own]
 
+    def counted_in(self, batch: Any) -> list[Any]:
+        """What of a batch is counted, of each term."""
+        return [term.counted_of(self.layout, batch) for term in self.terms] or [batch]
+
     def _counts(
         self, readings: Sequence[Reading | None], batch: Any, samples: int, *, is_looked_at: bool
     ) -> list[float]:
-        parts = ([term.counted_of(self.layout, batch) for term in self.terms] or [batch]) if is_looked_at else None
+        parts = self.counted_in(batch) if is_looked_at else None
         return [
             reading.count(part, samples) if reading is not None else float(samples)
             for reading, part in zip(readings, parts or [None] * len(readings), strict=True)
@@ -387,8 +391,7 @@ class Objective:
         Raises:
             LauncherError: It has, or has nothing that counts where the loss needs something.
         """
-        counted = [term.counted_of(self.layout, batch) for term in self.terms] or [batch]
-        for (key, reading), parts in zip(self.readings.items(), counted, strict=True):
+        for (key, reading), parts in zip(self.readings.items(), self.counted_in(batch), strict=True):
             if reading is not None and (what := reading.unforeseen(parts)):
                 raise LauncherError(f"{key}: a batch has {what}, and with it the loss is not {reading.words}; {APART}")
             if reading is not None and reading.needs and not reading.count(parts, samples):

@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher.data.parts import changed
+from launcher.data.transfer import moved
 from launcher.internals import has_storage
 from launcher.objective.batch import arguments
 from launcher.objective.calls import (
@@ -30,7 +31,7 @@ from launcher.objective.calls import (
     told,
 )
 from launcher.objective.drawn import Draws, held
-from launcher.objective.pieces import Put, cast, classes_among, mapped, put_into
+from launcher.objective.pieces import Put, cast, classes_among, put_into
 from launcher.objective.reading import TOLERANCE, Hints, Where, candidates, is_mask, tensors_in
 from launcher.objective.subject import Found, Samples, Subject
 from launcher.objective.verdict import Trial, Verdict
@@ -165,11 +166,11 @@ class _ModelCaller:
                 self._has_worked = True
                 return value
             self.is_double = False
-        return self._try(self._model, send_to_device(batch, self._device), seed)
+        return self._try(self._model, moved(batch, self._device), seed)
 
     def _try(self, model: nn.Module, batch: Any, seed: int) -> float | None:
         seed_all(seed)
-        subject, batch = self._subject, mapped(batch, torch.clone)
+        subject, batch = self._subject, changed(batch, torch.clone)
         kept = [_Held(module) for module in model.modules()] if self._trains else []
         try:
             return self._value(subject, model, batch, seed)
@@ -185,7 +186,7 @@ class _ModelCaller:
             if self._caller is None or subject.outputs is None:
                 return number_of(subject.value(model, batch)) if subject.value is not None else None
             targets_of = subject.targets or subject.parts
-            parts = mapped((subject.outputs(model, batch), targets_of(batch)), in_host)
+            parts = changed((subject.outputs(model, batch), targets_of(batch)), in_host)
             outputs, targets = cast(parts, self._caller.dtype)
             return self._caller.value(outputs, targets, seed)
 
@@ -269,12 +270,12 @@ def _changes(
             continue
         put = put_into(where, tensor, value)
         for by_rows in (False, True) if rows and tensor.dim() > 1 and tensor.shape[1:].numel() > 1 else (False,):
-            changed = {
+            with_put = {
                 union: _with_holes(subject, batch, where, _numbers(pieces, union), value, firsts, by_rows=by_rows)
                 for union, batch in batches.items()
             }
-            if all(changed[union] is not batch for union, batch in batches.items()):  # no item of one sample's
-                yield changed, None if by_rows else put
+            if all(with_put[union] is not batch for union, batch in batches.items()):  # no item of one sample's
+                yield with_put, None if by_rows else put
 
 
 def _with_holes(
@@ -300,5 +301,5 @@ def _with_holes(
         flat = torch.rand(4096, generator=generator)[: holes[row].numel()] < 0.5
         flat[: 2 if tensor.dim() > 1 else number in kept] = False  # something counts in every piece
         holes[row].view(-1)[: len(flat)] = flat
-    changed = torch.where(holes.to(tensor.device), torch.full_like(tensor, value), tensor)
-    return mapped(batch, lambda part: changed if part is tensor else part)
+    holed = torch.where(holes.to(tensor.device), torch.full_like(tensor, value), tensor)
+    return changed(batch, lambda part: holed if part is tensor else part)

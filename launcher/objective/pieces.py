@@ -17,16 +17,11 @@ from launcher.data.parts import changed, refilled_mapping
 from launcher.objective.reading import NOTHING, Hints, Where, is_mask, tensors_in
 
 
-def mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """The tree with each tensor replaced; what it is made of keeps its class."""
-    return changed(tree, function)
-
-
 def cast(tree: Any, dtype: torch.dtype | None) -> Any:
     """The tree with its real numbers in another precision; None leaves it."""
     if dtype is None:
         return tree
-    return mapped(tree, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    return changed(tree, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def narrowed(tree: Any, samples: int, start: int, stop: int) -> Any:
@@ -280,14 +275,14 @@ def injections(joined: Joined, hints: Hints, *, marks: bool = True) -> Iterator[
             values = _values_for(tensor, number, joined.outputs, hints)
             for value in [*values, *(_marks_for(tensor, number, joined.outputs) if is_first and marks else ())]:
                 holed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
-                targets = mapped(joined.targets, functools.partial(_exchanged, tensor, holed))
+                targets = changed(joined.targets, functools.partial(_exchanged, tensor, holed))
                 yield outputs, targets, put_into(where, tensor, value)
     for _, tensor in tensors:  # samples that have nothing, which a loss may leave out
         for value, holes in _empty_rows(tensor, joined, hints, generator):
             holed = torch.where(holes, torch.full_like(tensor, value), tensor)
             yield (
                 joined.over_outputs(shaken),
-                mapped(joined.targets, functools.partial(_exchanged, tensor, holed)),
+                changed(joined.targets, functools.partial(_exchanged, tensor, holed)),
                 None,
             )
 

@@ -11,13 +11,14 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher.data.parts import changed
+from launcher.data.transfer import moved
 from launcher.model.own_gradients import OwnGradients
 from launcher.objective.calls import Caller, device_of, in_host, seed_all, twin_of, undisturbed
 from launcher.objective.model_calls import as_one, model_trials
-from launcher.objective.pieces import Joined, NotJoinedError, mapped
+from launcher.objective.pieces import Joined, NotJoinedError
 from launcher.objective.reading import TOLERANCE, Hints, Reading
 from launcher.objective.subject import Found, Samples, Subject
 from launcher.objective.verdict import Verdict, decide
@@ -61,6 +62,15 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
         return replace(verdict, reading=reading)
 
 
+def call_once(subject: Subject, model: nn.Module, samples: Samples, rows: int) -> None:
+    """Calls what could not be measured with a batch as a step has it; what fails there too raises its own error."""
+    whole = subject if subject.value is not None else as_one(subject)
+    assert whole.value is not None
+    with undisturbed(), twin_of(model) as twin, torch.enable_grad():
+        seed_all(0)
+        whole.value(twin, moved(samples.batch(range(min(rows, samples.number))), device_of(twin)))
+
+
 def _joined(
     subject: Subject, twin: nn.Module, samples: Samples, groups: Sequence[Sequence[Sequence[int]]]
 ) -> list[Joined] | None:
@@ -70,10 +80,10 @@ def _joined(
     for pieces in groups:
         made = []
         for numbers in (*pieces, list(itertools.chain(*pieces))):
-            batch = send_to_device(samples.batch(numbers), device)
+            batch = moved(samples.batch(numbers), device)
             seed_all(0)
             outputs = own.call(twin, partial(subject.outputs, twin, batch))
-            made.append(mapped((outputs, subject.parts(batch)), in_host))
+            made.append(changed((outputs, subject.parts(batch)), in_host))
         try:
             joined.append(Joined(made[:3], made[3], [len(piece) for piece in pieces]))
         except (NotJoinedError, KeyError, IndexError, TypeError, AttributeError):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from launcher.device.kind import kind_of
 from launcher.errors import LauncherError
 
 TOLERANCE = {torch.float64: 2e-6, torch.float32: 5e-5}  # 1e-6 in a denominator passes, 1e-3 does not
@@ -174,6 +175,10 @@ def _of_weight(tensor: torch.Tensor, reading: Reading) -> float:
     return float(weights.detach().cpu()[kept.cpu()].double().sum())
 
 
+def _total(tensor: torch.Tensor) -> float:
+    return float(tensor.sum(dtype=kind_of(tensor.device).wide))
+
+
 def _is_something(tensor: torch.Tensor, reading: Reading) -> torch.Tensor:
     """Which entries are not what means "nothing": NaN, or a number."""
     return ~tensor.isnan() if reading.kind == "told" else tensor != reading.ignored
@@ -185,11 +190,11 @@ COUNTS: Mapping[str, Callable[[Any, Reading], float]] = {
     "elements": lambda tensor, _: float(tensor.numel()),
     "kept": _of_class,
     "weights": _of_weight,
-    "mask": lambda tensor, _: float(tensor.double().sum()),
+    "mask": lambda tensor, _: _total(tensor),
     "outside": lambda tensor, _: float((tensor == 0).sum()),
     "present": lambda tensor, _: float(tensor.numel() - int(tensor.isnan().sum())),
     "lengths": lambda tensor, _: float(tensor.sum()),
-    "total": lambda tensor, _: float(tensor.double().sum()),
+    "total": lambda tensor, _: _total(tensor),
     "positive": lambda tensor, _: float((tensor > 0).sum()),
     "from zero": lambda tensor, _: float((tensor >= 0).sum()),
     "unlike": lambda tensor, reading: float(((tensor != reading.ignored) & ~tensor.isnan()).sum()),

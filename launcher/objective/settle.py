@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from launcher.data.load import Data, EvaluationLoader, TrainLoader
+from launcher.data.parts import changed
 from launcher.data.repeatable import differs_again
 from launcher.device.coordination import Coordinator
 from launcher.errors import LauncherError, RecipeError
 from launcher.objective.calls import copied
 from launcher.objective.loss import COUNT, Objective, Term
-from launcher.objective.pieces import mapped
-from launcher.objective.probe import measure
+from launcher.objective.probe import call_once, measure
 from launcher.objective.reading import Hints, Reading, tensors_in
 from launcher.objective.run_length import At
 from launcher.objective.split import split_losses
@@ -37,10 +37,12 @@ class Steps:
     Attributes:
         processes: The world's size.
         pieces: Micro-batches of a process.
+        rows: Samples of a piece.
     """
 
     processes: int
     pieces: int
+    rows: int = 1
 
     @property
     def is_whole(self) -> bool:
@@ -78,9 +80,10 @@ def settle_losses(
 
     Raises:
         RecipeError: A loss cannot be put together from pieces, or nobody can tell how.
+        Exception: What the model or a loss of the user's own raises of a batch as a step has it.
     """
     train = data.train
-    steps = Steps(processes or coordinator.world_size, train.sampler.accumulation(0))
+    steps = _steps_of(train, processes or coordinator.world_size)
     for term in objective.terms:
         if term.reading == Reading("batch") and steps.pieces > 1:
             message = (
@@ -111,6 +114,11 @@ def settle_losses(
         {key: _settled(*objective.part(key), model, samples, steps, end) for key in open_keys},
         coordinator,
     )
+
+
+def _steps_of(train: TrainLoader, processes: int) -> Steps:
+    pieces = train.sampler.accumulation(0)
+    return Steps(processes, pieces, max(1, train.sampler.batch_size(0) // (processes * pieces)))
 
 
 def settle_evaluation(
@@ -260,6 +268,8 @@ def _settled(
         return _trusting(verdict.reading, verdict.also)
     if steps.is_whole:
         return verdict.reading or Reading("batch", found="trusted", why=verdict.detail)
+    if verdict.reason == "failed" and samples is not None:
+        call_once(_subject(objective, term, At()), model, samples, steps.rows)
     return _fault(verdict, steps, has_term=term is not None)
 
 
@@ -408,7 +418,7 @@ def samples_of(
     whole = _batch_of_rows(loader, are_steady) if collates or not are_steady else None
     if whole is not None:
         rows = min(LOOKED_AT, loader.num_readable())
-        return Samples(rows, lambda numbers: mapped(whole, lambda tensor: tensor[list(numbers)]), may_drop=may_drop)
+        return Samples(rows, lambda numbers: changed(whole, lambda tensor: tensor[list(numbers)]), may_drop=may_drop)
     return Samples(loader.num_readable(), loader.batch_of, collates=collates, may_drop=may_drop) if are_steady else None
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
+from launcher.data.transfer import moved
 from launcher.device.coordination import Coordinator
 from launcher.objective.batch import losses_among
 from launcher.objective.calls import copied, device_of, seed_all, twin_of, undisturbed
@@ -76,7 +76,7 @@ def _given(objective: Objective, term: Term, model: nn.Module, samples: Samples)
     with undisturbed(), twin_of(model) as twin, torch.enable_grad():
         for first, last in _GROUPS:
             if numbers := range(min(first, samples.number), min(last, samples.number)):
-                batch = send_to_device(samples.batch(numbers), device_of(twin))
+                batch = moved(samples.batch(numbers), device_of(twin))
                 args, kwargs = layout.inputs(batch)
                 seed_all(0)
                 yield term.given(copied(term.function), layout, twin(*args, **kwargs), batch)

@@ -99,6 +99,14 @@ class TurnsObjective(Objective):
         """What a micro-batch contributes to each turn's count."""
         return [turn.counts(batch, samples)[0] for turn in self.turns.values()]
 
+    def counted_in(self, batch: Any) -> list[Any]:
+        """All of a batch, for each turn."""
+        return [batch for _ in self.turns]
+
+    def counted(self, batch: Any, samples: int) -> list[float]:
+        """The same of any batch, on any device."""
+        return [turn.counted(batch, samples)[0] for turn in self.turns.values()]
+
     def refuse_unforeseen(self, batch: Any, samples: int) -> None:
         """Of each turn."""
         for turn in self.turns.values():

@@ -327,7 +327,8 @@ def _strange(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _strange(item, (*path, key))
     elif value is not None and type(value) not in (str, bool, int, float) and not isinstance(value, os.PathLike):
-        yield path, f"holds an object, {brief(repr(value))}, as no recipe can; {_remedy(value, path)}"
+        shown = brief(" ".join(repr(value).split()))
+        yield path, f"holds an object, {shown}, as no recipe can; {_remedy(value, path)}"
 
 
 def _remedy(value: Any, path: Path) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # what stands in the place of a section, by its key: `launcher.train(train=…)`
 KEYWORDS = {
@@ -14,24 +15,6 @@ KEYWORDS = {
     "evaluate.metrics": "metrics",
 }
 _is_python = False
-
-
-_FLAG = re.compile(
-    r"--(?P<name>[a-z][a-z-]*)"
-    r"(?: (?P<value>\d[\w.]*|'[^']*'|(?:grid|random|tpe|cmaes|halving|all|best)\b|[^\s,;]+(?=: )))?"
-)
-
-
-def in_keywords(text: str) -> str:
-    """A message that speaks of flags, as a call from Python writes these: `trials=8` for `--trials 8`."""
-
-    def keyword(flag: re.Match[str]) -> str:
-        name, value = flag["name"].replace("-", "_"), flag["value"]
-        if value is None:
-            return f"{name}=True" if name in ("cpu", "join") else name
-        return f"{name}={value if value[0].isdigit() or value[0] == chr(39) else repr(value)}"
-
-    return _FLAG.sub(keyword, text)
 
 
 class Keyword(str):
@@ -61,3 +44,10 @@ def option(name: str, *values: str) -> str:
     if _is_python:
         return f"{name}=[{', '.join(map(repr, values))}]" if values else name
     return " ".join(f"{flag} {value}" for value in values) if values else flag
+
+
+def setting(name: str, value: Any) -> str:
+    """A flag with its one value where it is asked for: `--trials 8`, in Python `trials=8`; True has no value there."""
+    if _is_python:
+        return f"{name}={value!r}"
+    return option(name) if value is True else f"{option(name)} {shlex.quote(str(value))}"

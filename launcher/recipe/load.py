@@ -219,7 +219,7 @@ def _schema_fault(path: Path, errors: Sequence[ErrorDetails], document: Document
     if not any(error["type"] in _EXPECTED for error in errors):
         return document.origin(path), message
     likely = _of_other_frameworks(path, value) or _likely(errors, value)
-    return document.origin(path), f"{message}{_about_quotes(value, kind) or _as_section(path, value) or likely}"
+    return document.origin(path), f"{message}{_about_quotes(value, kind) or _as_whole(path, value, kind) or likely}"
 
 
 def kind_fault(errors: Sequence[ErrorDetails]) -> str:
@@ -256,13 +256,15 @@ def _likely(errors: Sequence[ErrorDetails], value: Any) -> str:
     return suggestion(value, words) if isinstance(value, str) else ""
 
 
-def _as_section(path: Path, value: Any) -> str:
-    """What to write for a section of which only its chief value was written."""
+def _as_whole(path: Path, value: Any, kind: str) -> str:
+    """What to write for a section, or a list, of which only the chief or the one value was written."""
     if path == ("evaluate", "early_stop") and isinstance(value, int) and not isinstance(value, bool):
         return f"; write {{patience: {value}}}"
     if path == ("evaluate", "best") and isinstance(value, str):
         mode = "min" if value == "loss" else "max}, or {mode: min"  # which of them nobody knows by a name
         return f"; write {{metric: {brief(value)}, mode: {mode}}}"
+    if kind == "list_type" and isinstance(value, int | float | str) and not isinstance(value, bool):
+        return f"; write [{shown(value)}]"
     return ""
 
 

@@ -33,6 +33,7 @@ from launcher.internals import (
 from launcher.recipe.directory import absolute
 from launcher.recipe.inputs import fault_inside, unreadable
 from launcher.recipe.policy import is_installed
+from launcher.recipe.raised import chain_of
 from launcher.recipe.remote_paths import at_any_depth, is_address, is_of_hub
 from launcher.text import brief
 from launcher.version import PACKAGE
@@ -101,23 +102,13 @@ def without_hub() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if any(type(cause).__name__ in _NOT_ASKED for cause in _causes(error)):
+        if any(type(cause).__name__ in _NOT_ASKED for cause in chain_of(error)):
             raise PermissionError(
                 "a file of this machine names something of huggingface.co, which is not asked; name that in the recipe"
             ) from error
         raise
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those behind it."""
-    known: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in known:
-        yield cause
-        known.append(cause)
-        cause = cause.__cause__ or cause.__context__
 
 
 def _judge_address(address: str) -> None:

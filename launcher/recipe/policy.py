@@ -126,6 +126,7 @@ _OF_PROMPTS = "num_attention_heads num_layers num_transformer_submodules num_vir
 _MAKERS = "arange eye full linspace logspace ones rand randint randn randperm tensor zeros"  # of numbers alone
 # functions and classes by the name they were defined under, and the arguments that may be written; None: any
 FUNCTIONS: dict[str, str | None] = {
+    "builtins.tuple": None,  # a recipe's lists are lists, and some packages ask their arguments for tuples
     **dict.fromkeys(f"torch.{maker}" for maker in _MAKERS.split()),
     "torch.utils.data._utils.collate.default_collate": None,
     "torch.utils.data.dataset.random_split": None,
@@ -216,11 +217,13 @@ class Trust:
 
     def owns(self, file: str | Path | None) -> bool:
         """Whether a file belongs to the user's project, and not to an environment inside it."""
-        if file is None:
-            return False
-        path = Path(file).resolve()
-        inside = [folder for folder in self.own if path.is_relative_to(folder)]  # a file lies in itself
-        return not is_installed(path) and any(not _in_environment(path, folder) for folder in inside)
+        return file is not None and _is_own(Path(file).resolve(), self.own)
+
+
+@functools.lru_cache(maxsize=10_000)  # each start asks it of all that is imported
+def _is_own(path: Path, own: tuple[Path, ...]) -> bool:
+    inside = [folder for folder in own if path.is_relative_to(folder)]  # a file lies in itself
+    return not is_installed(path) and any(not _in_environment(path, folder) for folder in inside)
 
 
 def is_installed(path: Path) -> bool:

@@ -28,16 +28,26 @@ def hinting(function: Callable[_Arguments, _Given]) -> Callable[_Arguments, _Giv
     def hinted(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Given:
         for name in options:
             if name not in known:
-                from launcher.recipe.elsewhere import elsewhere_called  # with the schema
-
-                elsewhere = elsewhere_called((name,)).rpartition(".")[2]
-                near = f"; did you mean '{elsewhere}'?" if elsewhere in known else suggestion(name, known)
-                if name in OUTPUTS and "output" in known:
-                    near = f"; write output='{name}'"
+                near = _near(name, known)
                 raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'{near}")
         return function(*arguments, **options)
 
     return hinted
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """What may be meant by an unknown keyword: another one, or a key of the recipe."""
+    from launcher.recipe.elsewhere import belongs_at, elsewhere_called  # with the schema
+    from launcher.recipe.keys import all_keys
+
+    if name in OUTPUTS and "output" in known:
+        return f"; write output='{name}'"
+    key = name if name in all_keys() else elsewhere_called((name,)) or belongs_at((name,), {})
+    if key.rpartition(".")[2] in known:
+        return f"; did you mean '{key.rpartition('.')[2]}'?"
+    if key and "overrides" in known:
+        return f"; it is a key of the recipe, which an override says: '{key}=…' behind the recipe (or None)"
+    return suggestion(name, known)
 
 
 def check_arguments(

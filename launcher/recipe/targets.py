@@ -228,10 +228,12 @@ def own_file(file: str, trust: Trust) -> Path:
         return path.resolve()
     if not candidates:
         raise LauncherError(f"there is no file '{brief(file)}' beside the recipe or in the working directory")
+    real = os.path.realpath(candidates[0])
+    led = "" if real == os.path.abspath(candidates[0]) else f" (a link leads to {shortest(real)})"
     raise LauncherError(
-        f"'{brief(file)}' is refused: it is not in your project, which is what lies beside or below the recipe, or in "
-        "the nearest folder above it with a pyproject.toml or .git where you work in that, and is not installed; copy "
-        "it there, or name it in the working directory's pyproject.toml: [tool.launcher] code = ['FILE.py']"
+        f"'{brief(file)}' is refused: it is not in your project{led}, which is what lies beside or below the recipe, "
+        "or in the nearest folder above it with a pyproject.toml or .git where you work in that, and is not installed; "
+        "copy it there, or name it in the working directory's pyproject.toml: [tool.launcher] code = ['FILE.py']"
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 from launcher.recipe.component import GIVEN
 from launcher.runs.reading import Run
 
 _SAME_RUN = ("name", "base", "track", "launch", "slurm", "save")  # which decide nothing of what is learned
+_DIGITS = (4, 6, 9)  # of a number that is shown
 _MOST = 4  # keys of a label; of more differences nobody sees which one mattered
 
 
@@ -25,6 +27,28 @@ def differing(runs: Sequence[Run]) -> dict[Run, dict[str, str]]:
                 differing_keys[key] = None
     short = short_keys(list(differing_keys))
     return {run: {short[key]: values[key] for key in differing_keys if key in values} for run, values in by_run.items()}
+
+
+def shown(differences: Mapping[Run, Mapping[str, str]]) -> dict[Run, dict[str, str]]:
+    """The same for eyes: numbers with as few digits as tell them apart, 0.009 in place of 0.009000000000000001."""
+    keys = dict.fromkeys(key for values in differences.values() for key in values)
+    short = {key: _short({values[key] for values in differences.values() if key in values}) for key in keys}
+    return {run: {key: short[key][value] for key, value in values.items()} for run, values in differences.items()}
+
+
+def _short(values: Collection[str]) -> Mapping[str, str]:
+    for digits in _DIGITS:
+        rounded = {value: _rounded(value, digits) for value in values}
+        if len(set(rounded.values())) == len(values):
+            return rounded
+    return {value: value for value in values}
+
+
+def _rounded(value: str, digits: int) -> str:
+    """A fraction with no more digits than these; what is none, or shorter, as it is."""
+    with suppress(ValueError):
+        return min(value, f"{float(value):.{digits}g}", key=len) if "." in value else value
+    return value
 
 
 def label_of(values: Mapping[str, str]) -> str:

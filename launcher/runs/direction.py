@@ -32,4 +32,4 @@ def direction(key: str, best: tuple[str, str] | None, said: Mapping[str, str]) -
 
 def question(place: str, text: str) -> str:
     """What to write where the direction is not known."""
-    return f"{place} {text}: whether more or less of it is better is not known; write {text}:max or {text}:min"
+    return f"{place}: whether more or less of it is better is not known; write {text}:max or {text}:min"

@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -244,19 +244,20 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
+def environment(how: Mapping[str, Any], git: object = None, gpus: Sequence[str] = ()) -> dict[str, Any]:
     """What the run runs on: versions, host, git; never the environment's variables, which may hold secrets.
 
     Args:
         how: What started it: command, recipe, overrides.
         git: The code's commit and what differs from it, where that is known already.
+        gpus: What the GPUs call themselves that this process may use.
     """
     return {
         **masked_in(how),
         "directory": str(directory()),
         "host": platform.node(),
         "system": platform.platform(),
-        **hardware(),
+        **_hardware(gpus),
         "python": sys.version.split()[0],
         "versions": versions(),
         "git": git or _git(),
@@ -264,17 +265,14 @@ def environment(how: Mapping[str, Any], git: object = None) -> dict[str, Any]:
     }
 
 
-@functools.cache
-def hardware() -> Mapping[str, str]:
-    """The model of the CPU, and of the GPUs where this process uses them: a mere question would take memory there."""
-    models = {"cpu_model": _cpu_model()}  # `cpu` is what was asked for
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    if cuda is not None and cuda.is_available() and cuda.is_initialized():
-        names = [cuda.get_device_name(number) for number in range(cuda.device_count())]
-        models["gpu_model"] = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+def _hardware(gpus: Sequence[str]) -> dict[str, str]:
+    """The models of the CPU and of the GPUs."""
+    counted = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))
+    models = {"cpu_model": _cpu_model(), "gpu_model": counted}  # `cpu` is what was asked for
     return {key: model for key, model in models.items() if model}
 
 
+@functools.cache
 def _cpu_model() -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.errors import UsageError
-from launcher.runs.differing import differing
+from launcher.runs.differing import differing, shown
 from launcher.runs.direction import question
 from launcher.runs.job import with_jobs
 from launcher.runs.naming import NamedSweep, folders_of_runs, is_sweep, named_runs, places_of
@@ -92,7 +92,7 @@ def with_direction(view: View) -> View:
         _refuse_unmeasured(metric, runs)
     modes = {replace(run, metric=metric).measure[1] for run in measured} - {None}
     if measured and len(modes) != 1:
-        raise UsageError(question("best", metric))
+        raise UsageError(question(f"best {metric}", metric))
     return replace(view, metric=f"{metric}:{modes.pop()}") if modes else view
 
 
@@ -177,7 +177,7 @@ def table_of(runs: Iterable[Run], width: int) -> Table:
     """
     rows = {run: _cells(run) for run in runs}
     is_said = all(run.name in run.folder.parts for run in rows)
-    differences = differing(list(rows))
+    differences = shown(differing(list(rows)))
     keys = list(dict.fromkeys(key for values in differences.values() for key in values))[:_MOST_DIFFERENCES]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for title in _COLUMNS:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError, UsageError
+from launcher.recipe.caller import option, setting
 from launcher.recipe.directory import absolute
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
@@ -246,7 +247,9 @@ def _created(new: Sought, folder: Path, choice: Choice) -> Record:
     """The folder of a sweep whose recipe is a mapping: it becomes a file there, if it reads the same as such."""
     path = folder / "recipe.yaml"
     if path.exists():
-        raise UsageError(f"--run-dir: {folder} holds {path.name}; name a new folder, or a sweep's to resume it")
+        raise UsageError(
+            f"{option('run_dir')}: {folder} holds {path.name}; name a new folder, or a sweep's to resume it"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, new.recipe.document.text)
@@ -254,7 +257,7 @@ def _created(new: Sought, folder: Path, choice: Choice) -> Record:
         check_same_recipe(settings, sources_of(settings).read(new.space.fixed))
         return create(folder, settings)
     except OSError as error:
-        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{option('run_dir')}: {folder} cannot be written: {error.strerror or error}") from error
     except LauncherError:
         path.unlink()
         choice.forget(folder)
@@ -293,7 +296,7 @@ def check_settled(record: Record, asked: Asked) -> None:
     settings = record.settings
     others = [package for package in asked.allow if package not in settings.allow]
     if others or (asked.cpu and not settings.cpu):
-        what = f"--allow {others[0]}" if others else "--cpu"
+        what = option("allow", others[0]) if others else setting("cpu", True)
         raise UsageError(f"{record.folder}: {what}: this sweep was begun without it and continues as it was; omit it")
 
 
@@ -311,7 +314,8 @@ def _await(folder: Path) -> None:
     while not is_sweep(folder):
         if time.monotonic() > deadline:
             raise UsageError(
-                f"--run-dir: {folder}: another participant began to make this sweep; remove {folder / '.made'}"
+                f"{option('run_dir')}: {folder}: another participant began to make this sweep; "
+                f"remove {folder / '.made'}"
             )
         time.sleep(0.1)
 
@@ -335,7 +339,7 @@ def _check_same(record: Record, now: Settings, asked: Asked) -> None:
     ]
     if rows:
         raise UsageError(
-            f"--run-dir: {record.folder}: this is not the sweep that was begun there:\n"
+            f"{option('run_dir')}: {record.folder}: this is not the sweep that was begun there:\n"
             + "\n".join(rows)
             + f"\nresume it as it was (launcher sweep {record.folder}), or name another folder"
         )

@@ -58,8 +58,7 @@ def sweep(
             than the one in the folder, or needs more room than the disk has.
         KeyboardInterrupt: It was interrupted, and all trials have saved.
     """
-    from launcher.errors import UsageError
-    from launcher.recipe.caller import from_python, in_keywords
+    from launcher.recipe.caller import from_python
     from launcher.recipe.directory import taken
     from launcher.sweep.begin import Asked, opened, sought
     from launcher.sweep.best import rows
@@ -86,13 +85,9 @@ def sweep(
         cpu=cpu,
         join=join,
     )
-    with taken(), obeying(), closing(Starter(processes_per_run in (None, 1))) as starter:
-        try:
-            with from_python():
-                new = sought(asked)
-                record = opened(new)
-        except UsageError as error:
-            raise UsageError(in_keywords(str(error))) from error.__cause__
+    with taken(), obeying(), from_python(), closing(Starter(processes_per_run in (None, 1))) as starter:
+        new = sought(asked)
+        record = opened(new)
         with Screen(record, new.space, plain=True) as screen:
             work_off(record, new.space, new.recipe, new.slots, starter, join=join, say=screen.say, show=screen.show)
     return rows(record, new.space)

@@ -4,8 +4,8 @@
     alternative = range | value                              a value is the recipe's own YAML; in quotes it is literal
 
 A component, `{_target_: SGD, momentum: 0.5..0.9}`, may have ranges as arguments, at any depth of mappings; they exist
-where it is chosen. In a recipe's `sweep:` section a list holds the alternatives, and a range may be a mapping
-`{from: 1e-4, to: 1e-2, scale: log}`.
+where it is chosen. Nowhere else within a value does a range stand. In a recipe's `sweep:` section a list holds the
+alternatives, and a range may be a mapping `{from: 1e-4, to: 1e-2, scale: log}`.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _alternative(text: str) -> Alternative:
             return Alternative(("", ""), (Hole((), found),))
         if meant := _range_in_other_words(text):
             raise SpaceError(f"a range is written {meant} here; put a text that reads like one in quotes")
-        return _component(text) if text.startswith("{") else Alternative((text,))
+        return _component(text) if text[:1] in ("{", "[") else Alternative((text,))
     except RangeError as error:
         raise SpaceError(str(error)) from error
 
@@ -173,7 +173,11 @@ def _range_in_other_words(text: str) -> Range | None:
 
 
 def _component(text: str) -> Alternative:
-    """A mapping, with the ranges among a component's arguments as holes."""
+    """A mapping or a list, with the ranges among a component's arguments as holes.
+
+    Raises:
+        SpaceError: A range stands elsewhere in it.
+    """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -192,9 +196,15 @@ def _ranges(node: Any, keys: tuple[str, ...], in_component: bool) -> Iterator[tu
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
                 yield from _ranges(value, (*keys, key.value), inside)
-    elif (
-        in_component and isinstance(node, yaml.ScalarNode) and node.style is None and (found := read_range(node.value))
-    ):
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _ranges(value, (*keys, str(index)), False)
+    elif isinstance(node, yaml.ScalarNode) and node.style is None and (found := read_range(node.value)):
+        if not in_component:
+            raise SpaceError(
+                f"{node.value} stands within a value, and a range is a whole alternative or a component's argument: "
+                f"vary its key by itself, as in a.b.0={node.value}, or put a text that reads like a range in quotes"
+            )
         yield keys, node, found
 
 
@@ -239,7 +249,8 @@ def flow(value: Any, in_component: bool = False, depth: int = 0) -> str:
         return f"[{', '.join(flow(child, False, depth + 1) for child in value)}]"
     if isinstance(value, str) and (in_component or not depth) and _reads_as_range(value):
         return value
-    return quoted(value) if isinstance(value, str) and depth and ":" in value else scalar(value)
+    needs_quotes = isinstance(value, str) and depth and (":" in value or _reads_as_range(value))
+    return quoted(value) if needs_quotes else scalar(value)
 
 
 def _reads_as_range(text: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.build import Builder
+from launcher.recipe.caller import setting
 from launcher.recipe.component import Component
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.recipe.schema import Recipe
@@ -93,10 +94,10 @@ def metric_of(recipe: Recipe, text: str | None, builder: Builder) -> Metric:
         return metric
     key, mode, of = _parsed(text, sets)
     if fault := _fault(key, of or decides, recipe):
-        raise UsageError(f"--metric {text}: {fault}")
+        raise UsageError(f"{setting('metric', text)}: {fault}")
     known = mode or direction(key, (best.metric, best.mode) if best else None, _modes(key, recipe, builder))
     if known is None:
-        raise UsageError(question("--metric", text))
+        raise UsageError(question(setting("metric", text), text))
     return Metric(key, known, of or decides)
 
 
@@ -118,14 +119,14 @@ def _parsed(text: str, sets: Sequence[str]) -> tuple[str, str, str]:
     name, colon, mode = text.partition(":")
     places = name.split("/")
     if not all(places) or (colon and mode not in MODES):
-        raise UsageError(f"--metric {text}: is not a metric; {_FORM}")
+        raise UsageError(f"{setting('metric', text)}: is not a metric; {_FORM}")
     if places[0] in ("train", "test"):
-        raise UsageError(f"--metric {text}: '{places[0]}' must not choose between trials; {_FORM}")
+        raise UsageError(f"{setting('metric', text)}: '{places[0]}' must not choose between trials; {_FORM}")
     if places[0] == "validation":
         places = places[1:]
     of = places.pop(0) if len(places) > 1 and places[0] in sets else ""
     if not places:
-        raise UsageError(f"--metric {text}: is not a metric; {_FORM}")
+        raise UsageError(f"{setting('metric', text)}: is not a metric; {_FORM}")
     return "/".join(places), mode, of
 
 

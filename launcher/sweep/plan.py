@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from launcher.errors import Problem, RecipeError, UsageError
 from launcher.recipe.build import Builder
-from launcher.recipe.caller import option
+from launcher.recipe.caller import option, setting
 from launcher.recipe.load import fields_at, kind_fault, load_recipe
 from launcher.recipe.schema import Recipe, Sweep
 from launcher.recipe.show import resolved
@@ -260,7 +260,9 @@ def settle(
     repeats = max(1, len(space.seeds))
     is_drawn = method in ("tpe", "cmaes", "random")
     if method == "cmaes" and not any(each.range and each.choice is None for each in space.parameters):
-        raise UsageError("--method cmaes: varies ranges, and there is none; write --method tpe")
+        raise UsageError(
+            f"{setting('method', 'cmaes')}: varies ranges, and there is none; write {setting('method', 'tpe')}"
+        )
     return Settings(
         recipe="" if isinstance(sources.recipe, Mapping) else os.fspath(sources.recipe),
         words=space.words,
@@ -317,25 +319,26 @@ def _points(asked: Sweep, space: Space, method: str, is_inside: bool) -> int:
     """How many points are tried, the baseline included."""
     repeats = max(1, len(space.seeds))
     there_are = None if space.size is None else space.size + (not is_inside)
+    stated = setting("trials", asked.trials)
     if method == "grid":
         _check_grid(space, there_are)
         assert there_are is not None
         if asked.trials is not None and asked.trials != there_are * repeats:
             raise UsageError(
-                f"--trials {asked.trials}: the grid has {there_are * repeats:,} runs with the baseline; omit --trials, "
-                "or write --method random"
+                f"{stated}: the grid has {there_are * repeats:,} runs with the baseline; omit {option('trials')}, "
+                f"or write {setting('method', 'random')}"
             )
         return there_are
     if asked.trials is None:
         return min(_DEFAULT_POINTS, there_are or _DEFAULT_POINTS)
     if asked.trials % repeats:
         down, up = asked.trials // repeats * repeats, (asked.trials // repeats + 1) * repeats
-        nearest = f"--trials {up}" if not down else f"--trials {down} or {up}"
-        raise UsageError(f"--trials {asked.trials}: each point is run with {repeats} seeds; write {nearest}")
+        nearest = f"{setting('trials', down)} or {up}" if down else setting("trials", up)
+        raise UsageError(f"{stated}: each point is run with {repeats} seeds; write {nearest}")
     if there_are is not None and asked.trials > there_are * repeats:
         raise UsageError(
-            f"--trials {asked.trials}: the space has {there_are * repeats:,} runs with the baseline; write "
-            f"--trials {there_are * repeats}"
+            f"{stated}: the space has {there_are * repeats:,} runs with the baseline; write "
+            f"{setting('trials', there_are * repeats)}"
         )
     return asked.trials // repeats
 
@@ -348,13 +351,14 @@ def check_growth(record: Record, recipe: Recipe, space: Space, trials: int) -> N
     """
     settings, most = record.settings, max(record.budgets)
     if trials < most:
-        raise UsageError(f"--trials {trials}: the sweep has {most} already; write more than that, or omit it")
+        raise UsageError(f"{setting('trials', trials)}: the sweep has {most} already; write more than that, or omit it")
     if trials == most:
         return
     is_inside = locate(space, recipe) is not None
     if settings.draws == "grid" and _is_all(space, most // settings.repeats, is_inside):
         raise UsageError(
-            f"--trials {trials}: the space has {most:,} runs with the baseline, and the sweep has all; omit it"
+            f"{setting('trials', trials)}: the space has {most:,} runs with the baseline, and the sweep has all; "
+            "omit it"
         )
     method = settings.method if settings.method != "grid" else "random"
     _points(section_of(recipe, {"trials": trials}), space, method, is_inside)
@@ -365,13 +369,14 @@ def _check_grid(space: Space, there_are: int | None) -> None:
         endless = next(each for each in space.parameters if each.range is not None and each.range.size is None)
         assert endless.range is not None
         raise UsageError(
-            f"--method grid: {endless.key}={endless.range} has no end of values; give it a step ("
+            f"{setting('method', 'grid')}: {endless.key}={endless.range} has no end of values; give it a step ("
             f"{written(endless.range.low)}..{written(endless.range.high)}:STEP), a factor (:x10) or single values, or "
-            "write --method random"
+            f"write {setting('method', 'random')}"
         )
     if there_are > _MOST_POINTS:
         raise UsageError(
-            f"--method grid: {there_are:,} points; at most {_MOST_POINTS:,} are run; write --method random --trials 64"
+            f"{setting('method', 'grid')}: {there_are:,} points; at most {_MOST_POINTS:,} are run; write "
+            f"{setting('method', 'random')} {setting('trials', 64)}"
         )
 
 
@@ -388,8 +393,9 @@ def check_length(length: Length, other: Length, place: str, space: Space) -> Non
         return
     said = next((each.key for each in space.dimensions if each.key in _LENGTHS), None)
     raise UsageError(
-        f"--method halving: {place}: a run has {other.steps} steps there, {length.steps} as the recipe is, and trials "
-        f"are compared after the same; {f'omit {said}' if said else 'fix train.steps'}, or choose another method"
+        f"{setting('method', 'halving')}: {place}: a run has {other.steps} steps there, {length.steps} as the recipe "
+        f"is, and trials are compared after the same; {f'omit {said}' if said else 'fix train.steps'}, or choose "
+        "another method"
     )
 
 
@@ -401,7 +407,8 @@ def rungs(length: Length, asked: Sweep) -> tuple[int, ...]:
     """
     if length.steps is None:
         raise UsageError(
-            "--method halving: train.time has no steps at which trials are compared; write train.epochs or train.steps"
+            f"{setting('method', 'halving')}: train.time has no steps at which trials are compared; write train.epochs "
+            "or train.steps"
         )
     if asked.first_rung is None:
         first = max(1, math.floor(_FIRST_SHARE * length.steps))
@@ -414,8 +421,8 @@ def rungs(length: Length, asked: Sweep) -> tuple[int, ...]:
         most = length.steps // asked.eta
         remedy = f"write sweep.first_rung='{most} steps', or less" if most else "choose another method"
         raise UsageError(
-            f"--method halving: a run has {length.steps} step{'s' * (length.steps > 1)}, and the first rung is at "
-            f"{first}; {remedy}"
+            f"{setting('method', 'halving')}: a run has {length.steps} step{'s' * (length.steps > 1)}, and the first "
+            f"rung is at {first}; {remedy}"
         )
     return tuple(reversed(levels))
 
@@ -455,5 +462,5 @@ def check_same_recipe(settings: Settings, recipe: Recipe) -> None:
     if digest_of(recipe) != settings.digest:
         raise UsageError(
             f"{settings.recipe}: is no longer the recipe that the sweep was begun with; put it back, or begin another "
-            "sweep with a --run-dir of its own"
+            f"sweep with a {option('run_dir')} of its own"
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.errors import LauncherError
+from launcher.recipe.caller import setting
 from launcher.runs.reading import Run
 from launcher.sweep import record as lines
 from launcher.sweep.ending import Ending, ending_of
@@ -281,7 +282,7 @@ class Pool:
             return ending
         self._fault = (
             f"{self.record.folder}: trials are compared by {metric.name}, and of trial {number} it is {fault}; begin "
-            "another sweep with --metric KEY:min or KEY:max"
+            f"another sweep with {setting('metric', 'KEY:min')} or {setting('metric', 'KEY:max')}"
         )
         return Ending("stopped", ending.step)
 

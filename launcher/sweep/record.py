@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher.errors import LauncherError, UsageError
+from launcher.recipe.caller import option
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.metrics import encode
 from launcher.runs.naming import TRIALS_FOLDER
@@ -371,14 +372,16 @@ def create(folder: Path, settings: Settings) -> Record:
         if strange := [
             path.name for path in folder.iterdir() if path.name[0] != "." and path.absolute() != Path(settings.recipe)
         ]:
-            raise UsageError(f"--run-dir: {folder} holds {strange[0]}; name a new folder, or a sweep's to resume it")
+            raise UsageError(
+                f"{option('run_dir')}: {folder} holds {strange[0]}; name a new folder, or a sweep's to resume it"
+            )
         (folder / TRIALS_FOLDER).mkdir()
         recipe = Path(settings.recipe)
         if settings.recipe and recipe.is_relative_to(folder.absolute()):  # it moves with the folder
             recipe = recipe.relative_to(folder.absolute())
         write_json(folder / SWEEP_FILE, {**asdict(settings), "recipe": str(recipe) if settings.recipe else ""})
     except OSError as error:
-        raise UsageError(f"--run-dir: {folder} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{option('run_dir')}: {folder} cannot be written: {error.strerror or error}") from error
     return Record(folder)
 
 

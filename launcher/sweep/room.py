@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.build import Builder
+from launcher.recipe.caller import option, setting
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
 from launcher.runs.folder import AVERAGES, weights_files
@@ -74,10 +75,10 @@ class Estimate:
         """
         free = free_at(folder)
         if self.least > free:
-            keep = " or leave out --keep all," if settings.keep == "all" else ""
+            keep = f" or leave out {setting('keep', 'all')}," if settings.keep == "all" else ""
             raise UsageError(
                 f"{existing(folder)}: the sweep needs at least {size(self.least)} for checkpoints and weights, and "
-                f"{size(free)} are free; write fewer --trials,{keep} or a --run-dir on another disk"
+                f"{size(free)} are free; write fewer {option('trials')},{keep} or a {option('run_dir')} on another disk"
             )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import UsageError
+from launcher.recipe.caller import setting
 from launcher.sweep.known import Known, finite_ranks
 from launcher.sweep.record import Parameters
 from launcher.sweep.space import Parameter, Space
@@ -29,8 +30,8 @@ def check_installed(method: str) -> None:
     package = _PACKAGES.get(method)
     if package is not None and not is_installed(package):
         raise UsageError(
-            f"--method {method}: {package} is not installed; pip install 'torchlauncher[sweep]', or choose --method "
-            "random, grid or halving"
+            f"{setting('method', method)}: {package} is not installed; pip install 'torchlauncher[sweep]', or choose "
+            "the method random, grid or halving"
         )
 
 

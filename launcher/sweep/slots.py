@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from launcher.errors import UsageError
+from launcher.recipe.caller import setting
 from launcher.sweep.reserved import Reservation, reserve
 from launcher.world import gpus
 from launcher.world.world import usable_cpus
@@ -52,7 +53,8 @@ def slots_here(parallel: int | None, processes: int, cpu: bool) -> list[Slot]:
     elif len(free) < processes:
         raise UsageError(
             f"other sweeps on this machine work on {len(names) - len(free)} of {_counted(len(names))}, and a trial "
-            f"wants {processes}; wait for them, or write --parallel {max(1, len(names) // processes)} to share"
+            f"wants {processes}; wait for them, or write {setting('parallel', max(1, len(names) // processes))} to "
+            "share"
         )
     else:
         slots = slots_of(None, processes, free)
@@ -72,7 +74,8 @@ def slots_of(parallel: int | None, processes: int, names: Sequence[str]) -> list
     if processes > most:
         shows = "slices of GPUs, of which a process sees one" if most < len(names) else _counted(len(names))
         raise UsageError(
-            f"--processes-per-run {processes}: this machine shows {shows}; use --processes-per-run {most}, or --cpu"
+            f"{setting('processes_per_run', processes)}: this machine shows {shows}; use "
+            f"{setting('processes_per_run', most)}, or {setting('cpu', True)}"
         )
     groups = [tuple(names[first : first + processes]) for first in range(0, len(names) - processes + 1, processes)]
     # more slots than GPUs share them

@@ -22,7 +22,6 @@ from launcher.world.world import World
 
 # what a trial of such a recipe imports besides, too heavy for those without: torchmetrics more than torch itself
 _OF_METRICS = ("launcher.evaluation.metrics", "torchmetrics.classification")
-_IMPORTED_BY = {"launcher.datasets.Digits": ("sklearn.datasets",)}  # of parts that are ours
 
 
 @dataclass
@@ -89,13 +88,10 @@ def work_off(
     Raises:
         LauncherError: Somebody else works on it, or ten trials in a row have failed.
     """
-    text = recipe.document.text
-    modules = [name for part, names in _IMPORTED_BY.items() if part in text for name in names]
-    modules += _OF_METRICS if recipe.evaluate.metrics else ()
     with ExitStack() as stack:
         stack.enter_context(listening())
         me = stack.enter_context(taking_part(record, World.from_environ().job, join))
-        starter.also_load(modules)
+        starter.also_load(_OF_METRICS if recipe.evaluate.metrics else ())
         pool = Pool(
             record=record,
             points=_Points(record, space, recipe),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from launcher.errors import UsageError
+from launcher.recipe.caller import setting
 from launcher.runs.lock import holder, locked
 from launcher.runs.reading import Run
 from launcher.sweep.record import Record, released
@@ -42,8 +43,8 @@ def taking_part(record: Record, job: str | None, join: bool) -> Iterator[str]:
             alive = [path.stem for path in sorted(folder.glob("*.json")) if holder(folder, path.name)]
             if alive and not join:
                 raise UsageError(
-                    f"{record.folder}: {', '.join(alive)} works on this sweep already; add --join to take part in "
-                    "it, or stop it first (it saves before it ends)"
+                    f"{record.folder}: {', '.join(alive)} works on this sweep already; add {setting('join', True)} to "
+                    "take part in it, or stop it first (it saves before it ends)"
                 )
             stack.enter_context(locked(folder, job, f"{name}.json"))
             set_free(record, [number for number, trial in record.trials.items() if trial.worker == name])

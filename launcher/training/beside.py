@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import marshal
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from functools import partial
+from types import GeneratorType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +17,27 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from launcher.evaluation.unmoved import globals_of, held_by_class, is_function, is_of_the_project, of_generator
+from launcher.evaluation.unmoved import (
+    OF_TORCH,
+    globals_of,
+    held_by_class,
+    is_function,
+    is_looked_into,
+    is_of_the_project,
+    of_generator,
+    slots_of,
+    tensors_of,
+)
+from launcher.evaluation.values import taken_apart
 from launcher.training.inner_optimizers import inner_optimizers
-from launcher.training.loose_buffers import print_of
+from launcher.training.loose_buffers import container_of, print_of
 
 _KNOWN_CODE = ("torch", "launcher")  # keeps what moves in buffers
 _OF_OPTIMIZERS = frozenset(  # torch's own names: kept, or no number of a step
     ("defaults", "state", "param_groups", "step", "found_inf", "grad_scale", "_opt_called", "_step_count")
 )
 _OF_MODULES = frozenset(vars(nn.Module()))
-_DEPTH, _LONGEST, _MOST = 3, 1_000, 20_000  # of what is looked into, and how many things of one attribute
+DEPTH, _MOST = 12, 100_000  # of what is looked into, and how many things of one attribute
 _SETTINGS = (bool, int, float)  # of a module of torch's, that somebody may change: a momentum, a rate of dropout
 
 
@@ -50,7 +64,13 @@ def homes_of(things: Mapping[str, Any]) -> dict[str, Callable[[str, Any], object
     for key, thing in things.items():
         if isinstance(thing, nn.Module):
             homes |= {f"{key}.{name}" if name else key: module for name, module in thing.named_modules()}
-    return {key: partial(setattr, home) for key, home in homes.items()}
+    given: dict[str, Callable[[str, Any], object]] = {key: partial(setattr, home) for key, home in homes.items()}
+    return given | {
+        f"{key}.{name}": vars(tensor).__setitem__
+        for key, module in homes.items()
+        if isinstance(module, nn.Module)
+        for name, tensor in tensors_of(module).items()
+    }
 
 
 def beside_states(things: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +82,7 @@ def prints_of(held: Mapping[str, Held], things: Mapping[str, Any]) -> dict[str, 
     """The same of what was found; parameters and buffers are kept."""
     modules = [thing for thing in things.values() if isinstance(thing, nn.Module)]
     kept = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
-    seen = {name: _Look(kept).at(value, _DEPTH) for name, (value, _) in held.items()}
+    seen = {name: _Look(kept).at(value, DEPTH) for name, (value, _) in held.items()}
     return {name: print_ for name, print_ in seen.items() if print_ is not None}
 
 
@@ -109,16 +129,23 @@ def _named(key: str, attributes: Mapping[str, Held]) -> Iterator[tuple[str, Held
 
 def _of_module(module: nn.Module) -> dict[str, Held]:
     own = {name: held for name, held in _own(module).items() if name not in _OF_MODULES}
+    of_tensors = {
+        f"{name}.{attribute}": held
+        for name, tensor in tensors_of(module).items()
+        for attribute, held in _own(tensor).items()
+        if not attribute.startswith(OF_TORCH)
+    }
     if is_known_code(module):
-        return {name: held for name, held in own.items() if isinstance(held.value, _SETTINGS)}
+        return of_tensors | {name: held for name, held in own.items() if isinstance(held.value, _SETTINGS)}
     if type(module).get_extra_state is not nn.Module.get_extra_state:
-        return {}
-    return of_class(type(module)) | own
+        return of_tensors
+    return of_class(type(module)) | of_tensors | own
 
 
 def _own(thing: Any) -> dict[str, Held]:
     own = getattr(thing, "__dict__", {})
-    return {name: Held(value, partial(own.__setitem__, name)) for name, value in own.items()}
+    slots = {name: Held(getattr(thing, name), partial(object.__setattr__, thing, name)) for name in slots_of(thing)}
+    return slots | {name: Held(value, partial(own.__setitem__, name)) for name, value in own.items()}
 
 
 def of_class(kind: type) -> dict[str, Held]:
@@ -172,11 +199,11 @@ def inside(value: Any) -> dict[str, Held] | None:
     if is_function(value):
         return of_function(value) if is_of_the_project(value) else None
     if isinstance(value, type):
-        held = held_by_class(value) if is_of_the_project(value) else {}
+        held = held_by_class(value) if is_of_the_project(value) and not issubclass(value, Enum) else {}
         return {
             name: Held(one, partial(setattr, value, name)) for name, one in held.items() if not is_function(one)
         } or None
-    return _own(value) if is_of_the_project(type(value)) else None
+    return _own(value) if is_looked_into(type(value)) else None
 
 
 class _Look:
@@ -188,6 +215,7 @@ class _Look:
 
     def __init__(self, kept: Container[int] = ()) -> None:
         self._left, self._kept = _MOST, kept
+        self._seen: dict[int, Any] = {}  # held, so that no other thing has the number
 
     def at(self, value: Any, depth: int) -> Any:
         """The same of one value; None of what is not looked at."""
@@ -196,7 +224,9 @@ class _Look:
             self._left < 0 or depth < 0 or id(value) in self._kept or isinstance(value, Optimizer)
         ):  # those inside are looked at by themselves
             return None
-        if isinstance(value, dict | list | tuple | set | deque):
+        if (apart := taken_apart(value)) is not None:
+            return apart.by, self.at(apart.of, depth), self.at(apart.place, depth)
+        if isinstance(value, np.ndarray | GeneratorType) or container_of(value) is not None:
             return self._in_container(value, depth)
         if (generator := of_generator(value)) is not None:
             state = generator[0]
@@ -205,15 +235,26 @@ class _Look:
         if isinstance(value, nn.Module):  # hidden from the model's own, in a list or an object
             return self._all((*value.parameters(), *value.buffers()), depth)
         if (own := inside(value)) is not None:
+            if id(value) in self._seen:
+                return None
+            self._seen[id(value)] = value
             return self._all((held.value for held in own.values()), depth) if own else None
         return print_of(value)
 
     def _in_container(self, value: Any, depth: int) -> Any:
-        if len(value) > _LONGEST:
-            return type(value).__name__, len(value)
-        if isinstance(value, set):
-            return sorted(map(repr, value))
-        return len(value), self._all(value.values() if isinstance(value, dict) else value, depth)
+        if isinstance(value, np.ndarray):
+            return self._all(value.ravel(), depth) if value.dtype == object else print_of(value)
+        if isinstance(value, GeneratorType):
+            return inspect.getgeneratorstate(value), self._all(inspect.getgeneratorlocals(value).values(), depth)
+        kind = container_of(value)
+        items = [*(dict.items(value) if kind is dict else kind.__iter__(value))]
+        if kind is set:
+            return sorted(map(repr, items))
+        try:  # numbers and words alone, as many as they are
+            return hashlib.sha256(marshal.dumps(items, 2)).hexdigest()
+        except ValueError:
+            parts = ([key for key, _ in items], [one for _, one in items]) if kind is dict else (items,)
+            return [len(items), *(self._all(part, depth) for part in parts)]
 
     def _all(self, values: Iterable[Any], depth: int) -> list[Any]:
         return [self.at(value, depth - 1) for value in values]

@@ -332,7 +332,9 @@ def lay_out_state(optimizer: Optimizer) -> None:
         if not isinstance(parameter, torch.Tensor) or not isinstance(kept, dict):
             continue  # under a key that is not a parameter, as MADGRAD keeps its counter
         for name, value in kept.items():
-            is_like_it = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            is_like_it = (
+                isinstance(value, torch.Tensor) and internals.has_storage(value) and value.shape == parameter.shape
+            )
             if is_like_it and value.stride() != parameter.stride():
                 kept[name] = _laid_out(value, parameter)
 

@@ -1,38 +1,43 @@
-"""What steps change and no state_dict has: looked at when a checkpoint is made, since some of it begins late."""
+"""What steps change and no state_dict has, in words: at a save, since some of it begins late."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from launcher.training.beside import beside_states, changed_names, held_beside, listed, prints_of
-from launcher.training.kept_beside import Keeper
+from launcher.training.beside import listed
 
 
 class Late:
-    """Attributes as they were before the first step; what is another at a save is named once.
+    """Names once what is not at a save what it was before the first step.
 
     Args:
-        things: What has them, by key: the model, losses, optimizers, what is called after a step.
+        changed: Gives that, by name: as a checkpoint keeps it, None of what it cannot.
+        keys: Of the things whose attributes are named: the model, losses, optimizers, what is called after a step.
         warn: Gets a line on what has changed.
         noted: Names of those that each forward changes, which were looked at already.
     """
 
-    def __init__(self, things: Mapping[str, Any], warn: Callable[[str], None], noted: Collection[str] | None = None):
-        self._things, self._warn, self._named = things, warn, set(noted or ())
-        self._before = beside_states(things)
+    def __init__(
+        self,
+        changed: Callable[[], Mapping[str, Any]],
+        keys: Collection[str],
+        warn: Callable[[str], None],
+        noted: Collection[str] | None = None,
+    ):
+        self._changed, self._warn, self._named = changed, warn, set(noted or ())
+        self._places = tuple(f"{key}." for key in keys)
         self._saves = 0
 
     def look(self) -> None:
-        """At the first save, the second, the fourth and so on: it reads all of it."""
+        """At the first save, the second, the fourth and so on: where nobody keeps it, all of it is read for this."""
         self._saves += 1
-        if self._saves & (self._saves - 1):
+        if not self._places or self._saves & (self._saves - 1):
             return
-        held = held_beside(self._things)
-        names = [name for name in changed_names(self._before, prints_of(held, self._things)) if name not in self._named]
+        changed = {name: kept for name, kept in self._changed().items() if name.startswith(self._places)}
+        names = [name for name in changed if name not in self._named]
         self._named |= set(names)
-        keeper = Keeper(self._things)
-        lost = [name for name in names if keeper.kept_of(held[name].value) is None]
+        lost = [name for name in names if changed[name] is None]
         if lost:
             self._warn(
                 f"{listed(lost)}: steps have changed it, and no checkpoint keeps it: where a number depends on it, "

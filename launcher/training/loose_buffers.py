@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import nn
 
 from launcher.internals import has_storage, parts_of
 
-_PLAIN = (bool, int, float, complex, str, np.generic)
-_LARGEST = 2**24  # bytes of what is looked at
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
+LARGEST = 2**28  # bytes of what is looked at as a whole: what is larger is likely data
+_SAMPLE = 2**16  # numbers of what is larger
 
 
 class LooseBuffers:
@@ -57,11 +59,23 @@ def print_of(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and not has_storage(value):
         parts = parts_of(value)
         return [print_of(part) for part in parts] if all(map(has_storage, parts)) else None
-    if isinstance(value, torch.Tensor) and value.nbytes <= _LARGEST:
-        numbers = value.detach().cpu().flatten().clone()  # torch never resizes again what NumPy has seen
-        return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
-    if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= _LARGEST:
-        return value.shape, hashlib.sha256(value.tobytes()).hexdigest()
-    if isinstance(value, list | tuple) and len(value) <= 1_000 and all(isinstance(item, _PLAIN) for item in value):
+    if isinstance(value, torch.Tensor):
+        numbers = value.detach().flatten()
+        if value.nbytes > LARGEST:
+            numbers = numbers[:: len(numbers) // _SAMPLE]
+        numbers = numbers.cpu().clone()  # torch never resizes again what NumPy has seen
+        return tuple(value.shape), hashlib.sha256(numbers.view(torch.uint8).numpy()).hexdigest()
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        flat = value if value.nbytes <= LARGEST else value.flat[:: value.size // _SAMPLE]
+        return value.shape, hashlib.sha256(flat.tobytes()).hexdigest()
+    if (kind := container_of(value)) is None:
+        return None
+    length = kind.__len__(value)
+    if kind in (list, tuple) and length <= 1_000 and all(isinstance(item, _PLAIN) for item in kind.__iter__(value)):
         return repr(value)
-    return (type(value).__name__, len(value)) if isinstance(value, list | set | dict) else None
+    return (type(value).__name__, length) if kind in (list, set, dict) else None
+
+
+def container_of(value: Any) -> Any:
+    """Python's own class of a container; one that inherits may refuse its methods, as e3nn's irreps do `len`."""
+    return next((kind for kind in (dict, list, tuple, set, deque) if isinstance(value, kind)), None)

@@ -28,7 +28,7 @@ from launcher.runs.identity import digest, identity_of
 from launcher.runs.options import Options
 from launcher.training.state import Retry, TrainState
 from launcher.training.trial import DOES_NOT_FIT, out_of_memory
-from launcher.world import context
+from launcher.world import context, gpus
 from launcher.world.failure import LINE, Failure, cut
 from launcher.world.files import atomic_write
 from launcher.world.hints import hint_for
@@ -37,7 +37,6 @@ from launcher.world.world import World
 
 _NO_PART = ("seed", "scheduler", "train.steps", "train.epochs", "train.time")  # in how much memory a step needs
 _OF_A_WORLD = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "OMPI_", "PMI_", "PMIX_")
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MOMENT_SECONDS = 0.2
 # isolated, or a json.py of the working directory would be read for Python's own
 _START = "import json, sys; asked = json.load(sys.stdin); sys.path[:] = asked['path']; "
@@ -177,9 +176,8 @@ def _environment(device: Device) -> dict[str, str]:
     """This process's, as of one that is alone, with its own GPU."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_WORLD)}
     if device.torch_device.type == "cuda":
-        visible = variables.get(_VISIBLE, "").split(",") if variables.get(_VISIBLE) else []
-        number = device.torch_device.index or 0
-        variables[_VISIBLE] = visible[number] if number < len(visible) else str(number)
+        visible, number = gpus.visible(variables) or [], device.torch_device.index or 0
+        variables[gpus.variable(variables)] = visible[number] if number < len(visible) else str(number)
     return variables
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -30,6 +30,7 @@ from launcher.objective.run_length import RunLength
 from launcher.objective.settle import settle_losses
 from launcher.objective.several import each
 from launcher.recipe.build import Builder
+from launcher.recipe.raised import last_lines
 from launcher.recipe.schema import Recipe
 from launcher.recipe.show import resolved
 from launcher.runs.logs import copied_to, log_of, settle
@@ -40,6 +41,7 @@ from launcher.training.batch_norm import too_few_for_batch_norm
 from launcher.training.beside import listed
 from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
+from launcher.training.kept_beside import KeptBeside
 from launcher.training.late import Late
 from launcher.training.plan import plan_of
 from launcher.training.pretrained import Pretrained
@@ -115,9 +117,9 @@ def open_session(recipe: Recipe, builder: Builder, state: TrainState, options: O
             record.event("train", start, better=_better(session.evaluation))
             tracking.await_spoken_to(stop_requested)
             progress.running()
-            if (stall := _stall_seconds(recipe, state.device)) is not None:
-                stops = recipe.launch.on_stall == "stop"
-                stack.enter_context(Watch(stall, stops, session.folder, world).watching())
+            stall, stops = _stall_seconds(recipe, state.device), recipe.launch.on_stall == "stop"
+            patience = recipe.launch.meeting_timeout.amount
+            stack.enter_context(Watch(stall, stops, session.folder, world, patience).watching())
             yield session
         except BaseException:
             session.saving.close()  # while its news can be shown still
@@ -148,11 +150,11 @@ def _until(options: Options, length: RunLength) -> int | None:
     return step if length.total_steps is None or step < length.total_steps else None
 
 
-def _stall_seconds(recipe: Recipe, device: Device) -> float | None:
+def _stall_seconds(recipe: Recipe, device: Device) -> float:
     """How long a rank may make no progress; on GPUs less than NCCL waits, which then ends the ranks silently."""
     if recipe.launch.stall is not None:
         return recipe.launch.stall.amount
-    return _BEFORE_NCCL * recipe.device.timeout.amount if device.is_gpu and device.world.size > 1 else None
+    return _BEFORE_NCCL * recipe.device.timeout.amount if device.is_gpu and device.world.size > 1 else math.inf
 
 
 def _go_on_alike(point: ResumePoint, state: TrainState) -> None:
@@ -256,7 +258,7 @@ def _recorded(folder: Path, state: TrainState, start: int) -> Iterator[Record]:
     try:
         yield record
     except BaseException as error:
-        record.end("failed", error="".join(traceback.format_exception_only(error)).strip())
+        record.end("failed", error=last_lines(error))
         raise
 
 
@@ -307,7 +309,7 @@ def _session(
         capture=contents.capture,
         gather=contents.gather,
         warn=tracking.warn,
-        captured=_captured(record, Late({} if point.checkpoint else _looked_at(state, noted), tracking.warn, noted)),
+        captured=_captured(record, _late(contents, noted, tracking.warn, is_fresh=point.checkpoint is None)),
         saved=record.saved,
         last_step=start if point.checkpoint is not None else None,
         proof=Proof(
@@ -330,6 +332,15 @@ def _session(
         shown=shown,
         pretrained=Pretrained.of(recipe, builder, state, folder),
     )
+
+
+def _late(contents: Contents, noted: frozenset[str] | None, warn: Callable[[str], None], *, is_fresh: bool) -> Late:
+    """What names what steps change: a look that a checkpoint is made by serves both."""
+    state = contents.state
+    things = _looked_at(state, noted) if is_fresh else {}
+    if (kept := contents.beside) is not None:
+        return Late(lambda: kept.changed, things, warn, noted)
+    return Late(KeptBeside(things, state.device.torch_device).look, things, warn, noted)
 
 
 def _looked_at(state: TrainState, noted: frozenset[str] | None) -> dict[str, Any]:

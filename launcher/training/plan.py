@@ -15,7 +15,7 @@ from launcher.objective.optimizer import describe_optimizer, named_parameters
 from launcher.objective.run_length import RunLength
 from launcher.objective.turns import TurnsObjective
 from launcher.recipe.schema import Recipe
-from launcher.text import counted
+from launcher.text import counted, printable
 from launcher.training.optimizer_state import parameter_names
 from launcher.training.state import TrainState
 
@@ -67,7 +67,7 @@ def plan_of(
         notes.append(f"OMP_NUM_THREADS={wanted} is overruled by launch.threads: {recipe.launch.threads}")
     if world.started_by not in ("one process", "launcher") and launch_keys:
         notes.append(f"started by {world.started_by}: the recipe's launch.processes and launch.nodes are not used")
-    return rows + [("note", note) for note in notes]
+    return [(label, printable(text)) for label, text in (*rows, *(("note", note) for note in notes))]
 
 
 def _left_out(state: TrainState) -> Iterator[str]:

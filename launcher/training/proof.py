@@ -17,7 +17,7 @@ import torch
 from torch.optim import Optimizer
 
 from launcher.checkpoints.format import Checkpoint, Snapshot, copied, plain, size_in
-from launcher.checkpoints.plain import restored, unwrapped
+from launcher.checkpoints.plain import restored, unwrapped, with_arrays
 from launcher.checkpoints.sameness import difference
 from launcher.checkpoints.saving import UnresumableError
 from launcher.checkpoints.weights import shapes_of
@@ -75,11 +75,26 @@ class Proof:
         self.again(snapshot)
         if any(part.shards is not None for part in self._named.parts.values()):
             return  # it takes up no state that is whole; each process reads back the rows that it writes
+        strange = [name for name, shape in shapes_of(snapshot.weights).items() if shape is None]
+        if strange and size_in(snapshot.weights) < _LARGEST:
+            self._try_strange(snapshot.weights, strange[0])
         state = snapshot.training.get("optimizer")
         size = size_in([state, *self._named.param_groups])
         if state is not None and size < _LARGEST:
             copies = {name: _second_of(part) for name, part in self._named.parts.items()}
             self._second = {name: second for name, second in copies.items() if second is not None}
+
+    def _try_strange(self, weights: Mapping[str, Any], name: str) -> None:
+        """What somebody's class gives beside tensors, another model must take up as a checkpoint gives it."""
+        try:
+            with own_randomness(0, 0, torch.device("cpu")):
+                self._fresh().load_state_dict(with_arrays(plain(copied(weights))))
+        except Exception as error:  # whatever somebody's code raises
+            raise UnresumableError(
+                f"model: a new one does not take up what its state_dict gives as '{name}' ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}): this run could not be resumed; look at its get_extra_state and "
+                "set_extra_state, or state_dict and load_state_dict"
+            ) from error
 
     def after(self, snapshot: Snapshot, checkpoint: Checkpoint) -> None:
         """Compares what was written with what it was made of, and takes the optimizer's state up.

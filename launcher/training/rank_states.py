@@ -10,6 +10,8 @@ import torch
 
 from launcher.checkpoints.plain import restored, unwrapped
 from launcher.device.coordination import Coordinator, packed, unpacked
+from launcher.device.kind import kind_of
+from launcher.internals import parts_of
 from launcher.objective.reading import tensors_in
 from launcher.training.inner_optimizers import all_inside
 from launcher.training.optimizer_state import NamedOptimizer, NamedOptimizers
@@ -135,8 +137,11 @@ def _outline(state: Any) -> list[Any]:
 
 
 def _norm(tensor: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(tensor if tensor.is_complex() else tensor.double())
-    return norm.double().cpu()
+    wide = kind_of(tensor.device).wide
+    parts = [part if part.is_complex() else part.to(wide) for part in parts_of(tensor)]  # several of a sparse one
+    norms = [torch.linalg.vector_norm(part).cpu().double() for part in parts]
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def _are_alike(one: Sequence[Any], other: Sequence[Any]) -> bool:

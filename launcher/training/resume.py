@@ -13,6 +13,7 @@ from launcher.checkpoints import retention
 from launcher.checkpoints.format import Checkpoint
 from launcher.data.fingerprint import fingerprint
 from launcher.data.subsets import class_names
+from launcher.device.kind import names_in_use
 from launcher.errors import EXIT_DONE, LauncherError, UsageError
 from launcher.model.build import Model
 from launcher.recipe.caller import option
@@ -130,7 +131,7 @@ class Opening:
         how = {**self.options.how, "identity": self.identity, "processes": self._processes(threads)}
         if names := class_names(self.data.train.dataset):
             how["classes"] = names  # which predict tells when the training set is gone
-        environment = runs.environment(how)
+        environment = runs.environment(how, gpus=names_in_use())
         if runs.read_json(folder / runs.QUEUE_FILE).get("script"):  # it runs the code of its submission
             environment["git"] = runs.read_json(folder / runs.ENVIRONMENT_FILE).get("git")
         runs.describe(folder, self.recipe.document.text, render(self.recipe), environment)

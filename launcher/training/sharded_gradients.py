@@ -104,16 +104,16 @@ class ShardedGradients:
         if self._clipping.norm is not None and self.gradients:
             norms = [nn.utils.get_total_norm([gradient]) for gradient in self.gradients]
             numbers[1] = torch.stack([norm.to(numbers.dtype) for norm in norms]).square().sum()
-        dist.all_reduce(numbers, group=self._shards.mesh.group)
+        dist.all_reduce(numbers)  # of all groups too: where processes are copies of one another, gradients are averaged
         if mark != self._mark:  # else nobody waits for a device
             self._mark = mark
-            if float(numbers[2]) != mark * self._shards.mesh.per_group:
+            if float(numbers[2]) != mark * dist.get_world_size():
                 raise LauncherError(
                     "device.sharding: processes got gradients of different parameters in this step, which cannot be "
                     "told apart; use all of them in each forward, or set device.ddp.find_unused_parameters: true"
                 )
         flag.copy_(numbers[0].clamp(max=1.0))
-        self._norm = numbers[1].sqrt().to(self._dtype)
+        self._norm = (numbers[1] / self._shards.mesh.groups).sqrt().to(self._dtype)  # each group has all of it
 
     def clip(self) -> torch.Tensor | None:
         """Clips, as `Clipping` does; after `agree`."""

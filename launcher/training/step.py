@@ -117,7 +117,7 @@ def forward(
     objective, layout = state.objective, state.objective.layout
     data = context.run.batch = batch.data
     if (change := state.data.train.reading.on_device) is not None:
-        data = context.run.batch = _changed(state, change, batch, at)
+        data = context.run.batch = changed_on_device(state, change, batch, at)
     logged: Mapping[str, Any] = {}
     if state.model.has_graphs:
         torch.compiler.cudagraph_mark_step_begin()  # what the last step gave may be written over
@@ -147,7 +147,7 @@ def forward(
     return value, factor, logged
 
 
-def _changed(state: TrainState, change: Callable[[Any], Any], batch: MicroBatch, at: At) -> Any:
+def changed_on_device(state: TrainState, change: Callable[[Any], Any], batch: MicroBatch, at: At) -> Any:
     """The batch as `data.on_device` makes it: of which the loss must count what was counted of what was read.
 
     Looked at in each step on a CPU, and now and then where counting waits for the device.

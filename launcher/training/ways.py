@@ -21,7 +21,7 @@ from launcher.objective.loss import INDEPENDENT
 from launcher.objective.run_length import At
 from launcher.training import fast_step
 from launcher.training.state import TrainState
-from launcher.training.step import PARTS, Parts, StepResult, accumulate, scalars_of
+from launcher.training.step import PARTS, Parts, StepResult, accumulate, changed_on_device, scalars_of
 from launcher.training.step_module import StepCall
 from launcher.training.steps import StepBatch
 from launcher.training.update import OneUpdate
@@ -144,8 +144,9 @@ class Turns:
         if state.freezing is not None:
             state.freezing.begin(at.step)
         state.seeds(at.step)
+        read = self._read(state, step, at)
         if not (objective := state.objective).is_audited:
-            audit_own(state.model.bare, objective, step.batches[0].data, step.batches[0].samples, at)
+            audit_own(state.model.bare, objective, read[0], step.batches[0].samples, at)
             objective.mark_audited()
         if state.retry is not None:
             state.retry.begin(state)
@@ -155,7 +156,7 @@ class Turns:
             if not turn.is_due(at.step):
                 turn.update.made(at.step)  # what is called after each step is called, whoever's turn it was
                 continue
-            self._turn(turn, place, step, at, logged)
+            self._turn(turn, place, step, at, read, logged)
             if state.retry is not None:
                 state.retry.passed()  # from the first update on
             if turn.rests(at.step):
@@ -174,16 +175,25 @@ class Turns:
         """The steps before the first one in which every turn is taken."""
         return math.lcm(*(turn.every for turn in self._turns)) - 1
 
-    def _turn(self, turn: Turn, place: int, step: StepBatch, at: At, logged: Sequence[dict[str, Any]]) -> None:
+    @staticmethod
+    def _read(state: TrainState, step: StepBatch, at: At) -> list[Any]:
+        """What every turn gets of each micro-batch: as `data.on_device` makes it, once."""
+        if (change := state.data.train.reading.on_device) is None:
+            return [batch.data for batch in step.batches]
+        return [changed_on_device(state, change, batch, at) for batch in step.batches]
+
+    def _turn(
+        self, turn: Turn, place: int, step: StepBatch, at: At, read: Sequence[Any], logged: Sequence[dict[str, Any]]
+    ) -> None:
         """Adds the gradients of one loss, over all micro-batches; its values are logged, and what it wants logged."""
         last = len(step.batches) - 1
         context.run.parameters = turn.parameters
-        for number, (batch, scales) in enumerate(zip(step.batches, step.scales, strict=True)):
+        for number, (data, scales) in enumerate(zip(read, step.scales, strict=True)):
             with nullcontext() if number == last else turn.without_sync():
-                context.run.batch = batch.data
+                context.run.batch = data
                 if faults.armed:
                     faults.point("forward", at.step)
-                call = StepCall(batch.data, at)
+                call = StepCall(data, at)
                 value, factor = turn.module(call), scales[place]
                 context.run.batch = None
                 if not value.requires_grad:
@@ -200,8 +210,9 @@ class Turns:
 
     def gradients(self, state: TrainState, step: StepBatch) -> None:
         """Those of each loss, one after the other; no update follows."""
+        read = self._read(state, step, At())
         for place, turn in enumerate(self._turns):
-            self._turn(turn, place, step, At(), [{} for _ in step.batches])
+            self._turn(turn, place, step, At(), read, [{} for _ in step.batches])
             self.clear_gradients()
 
     def clear_gradients(self) -> None:

@@ -69,7 +69,9 @@ def remembered() -> Iterator[RunContext]:
 
 def known_of(error: BaseException) -> RunContext:
     """What the run knew that this exception has ended; nothing where it has ended none."""
-    context = vars(error).get(_ATTRIBUTE)
+    context = None
+    with suppress(Exception):  # its class may have an attribute of that name
+        context = vars(error).get(_ATTRIBUTE)
     return context if isinstance(context, RunContext) else RunContext()
 
 

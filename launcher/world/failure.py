@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import dropwhile, islice
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from launcher.errors import EXIT_FAILED, LauncherError
 from launcher.recipe.directory import shortest
 from launcher.recipe.masking import masked, masked_in
+from launcher.recipe.raised import all_lines, cause_of, chain_of, is_a, kind_of, last_lines, members_of, trace_of
 from launcher.text import printable, words_of
 
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
@@ -104,8 +105,9 @@ class Failure:
 
     def __post_init__(self) -> None:
         """What was raised may hold a secret; it goes into files that are shared."""
-        for name in ("what", "traceback", "facts"):
-            object.__setattr__(self, name, masked_in(getattr(self, name)))
+        for name in ("what", "traceback", "facts", "behind"):
+            value = masked_in(getattr(self, name))
+            object.__setattr__(self, name, tuple(value) if name == "behind" else value)
         frames = tuple(replace(frame, code=masked(frame.code)) for frame in self.frames)
         object.__setattr__(self, "frames", frames)
 
@@ -148,18 +150,19 @@ def cut(text: str, most: int) -> str:
 
 def of_exception(error: BaseException, **details: Any) -> Failure:
     """The failure that an exception is."""
-    text = "".join(traceback.format_exception(error))
+    text = all_lines(error)
     error = _first_of_device(error)
-    if isinstance(error.__cause__, StopIteration) and words_of(error) == "generator raised StopIteration":
-        error = error.__cause__  # Python's own words, where it leaves a generator
+    cause = cause_of(error)
+    if cause is not None and is_a(cause, StopIteration) and words_of(error) == "generator raised StopIteration":
+        error = cause  # Python's own words, where it leaves a generator
     frames, what, behind = tuple(_frames(error)), _words_of(error), tuple(islice(_behind(error), _MOST_BEHIND))
-    if isinstance(error, LauncherError):
+    if is_a(error, LauncherError):
         what, behind = words_of(error), ()  # says all that its user needs: no line of ours is to blame
         frames = tuple(replace(frame, is_users=frame.is_users and not _is_ours(frame.file)) for frame in frames)
     elif inner := _in_worker(words_of(error)):
         frames, what, behind = (*frames, *inner[0]), inner[1], inner[2]
     what = cut(what, _WORDS)  # before it is searched: an exception may hold megabytes
-    exit_code = error.exit_code if isinstance(error, LauncherError) else EXIT_FAILED
+    exit_code = getattr(error, "exit_code", EXIT_FAILED) if is_a(error, LauncherError) else EXIT_FAILED
     details = {"is_aftermath": _follows(error, what, frames), "exit_code": exit_code, **details}
     return Failure(what, frames=frames, traceback=text, behind=behind, **details)
 
@@ -170,42 +173,36 @@ _OF_DEVICE = re.compile(r"(?:CUDA|HIP|XPU|cuDNN|MIOpen|cuBLAS|NCCL) error(?!.{0,
 
 def is_of_device(error: BaseException) -> bool:
     """Whether a device is broken for this process: it says so again whatever it is asked."""
-    return isinstance(error, RuntimeError) and _OF_DEVICE.search(str(error)) is not None
+    return is_a(error, RuntimeError) and _OF_DEVICE.search(words_of(error)) is not None
 
 
 def _first_of_device(error: BaseException) -> BaseException:
     """Where a device has said so again while something was put back: what it said first."""
-    first, seen = error, [error]
-    while is_of_device(first) and first.__cause__ is None and first.__context__ is not None:
-        earlier = first.__context__
-        if not is_of_device(earlier) or any(earlier is other for other in seen):
-            break
-        first = earlier
-        seen.append(first)
+    *_, first = takewhile(is_of_device, chain_of(error)) if is_of_device(error) else (error,)
     return first
 
 
 def _words_of(error: BaseException) -> str:
     """The last lines that Python prints of an exception, in clearer words where they say little."""
-    if isinstance(error, SystemExit) and error.code in (None, 0):
-        return f"left early: SystemExit({error.code!r}), where training should have continued"
-    if isinstance(error, StopIteration):
+    if is_a(error, SystemExit) and (code := getattr(error, "code", 1)) in (None, 0):
+        return f"left early: SystemExit({code!r}), where training should have continued"
+    if is_a(error, StopIteration):
         return "StopIteration: an iterator ran out, and next() had nothing more to give"
-    if isinstance(error, KeyboardInterrupt):
+    if is_a(error, KeyboardInterrupt):
         return "KeyboardInterrupt: raised by the code itself, nobody pressed Ctrl-C"
-    return "".join(traceback.format_exception_only(error)).strip()
+    return last_lines(error)
 
 
 def _behind(error: BaseException, depth: int = 0) -> Iterator[str]:
     """The members of a group and the causes stated by `raise … from`, each on a line with its place."""
-    members = getattr(error, "exceptions", ())
+    members, cause = members_of(error), cause_of(error)
     named = [(f"{number} of {len(members)}: ", member) for number, member in enumerate(members, 1)]
-    if error.__cause__ is not None:
-        named.append(("because of ", error.__cause__))
+    if cause is not None:
+        named.append(("because of ", cause))
     for label, inner in named if depth < _MOST_BEHIND else ():
         place = next((frame.place for frame in reversed(list(_own_frames(inner))) if frame.is_users), "")
         words = (_words_of(inner).splitlines() or [""])[0]
-        yield f"{label}{words}{f' ({place})' if place else ''}"
+        yield f"{label}{cut(words, _WORDS)}{f' ({place})' if place else ''}"
         yield from _behind(inner, depth + 1)
 
 
@@ -215,12 +212,12 @@ def _follows(error: BaseException, what: str, frames: Sequence[Frame]) -> bool:
     The words alone do not tell: a user's own source of data can lose its connection as well. So they count only where
     torch stands between the user's code and the error, or raised it from compiled code, which has no lines.
     """
-    if type(error).__name__ == "PeerError":
+    if kind_of(error) == "PeerError":
         return True
-    if isinstance(error, LauncherError) or not _AFTERMATH.search(what):
+    if is_a(error, LauncherError) or not _AFTERMATH.search(what):
         return False
     tail = _calls_no_torch(frames)
-    if isinstance(error, OSError) and not any(_is_torch(frame.file) for frame in frames):
+    if is_a(error, OSError) and not any(_is_torch(frame.file) for frame in frames):
         return False
     if tail is None:
         return True
@@ -290,21 +287,25 @@ def exit_in_words(code: int) -> str:
     return f"killed by signal {-code} ({name}){meaning}"
 
 
-def _frames(error: BaseException) -> Iterator[Frame]:
+def _frames(error: BaseException) -> Sequence[Frame]:
     """Those of the exception, or of what caused it where only that leads to the user's code."""
-    own = list(_own_frames(error))
-    cause = error.__cause__ or next(iter(getattr(error, "exceptions", ())), None)
-    if cause is not None and not any(frame.is_users for frame in own):
-        yield from _frames(cause)
-    else:
-        yield from own
+    frames: list[Frame] = []
+    link: BaseException | None = error
+    for _ in range(_MOST_BEHIND):
+        if link is None or any(frame.is_users for frame in frames):
+            break
+        frames = list(_own_frames(link))
+        link = cause_of(link) or next(iter(members_of(link)), None)
+    return frames
 
 
 def _own_frames(error: BaseException) -> Iterator[Frame]:
-    for summary in _summaries(error.__traceback__):
+    for summary in _summaries(trace_of(error)):
         yield _frame(summary.filename, summary.lineno or 0, summary.name, summary.line or "")
-    if isinstance(error, SyntaxError) and error.filename:
-        yield _frame(error.filename, error.lineno or 0, "<module>", (error.text or "").strip())
+    if is_a(error, SyntaxError):
+        file, line, code = (getattr(error, name, None) for name in ("filename", "lineno", "text"))
+        if isinstance(file, str) and file:
+            yield _frame(file, line if isinstance(line, int) else 0, "<module>", str(code or "").strip())
 
 
 def _summaries(start: TracebackType | None) -> Iterable[traceback.FrameSummary]:

@@ -120,6 +120,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "a class is out of range: they count from 0; are there more than the model has? Or a token that its embedding "
         "does not have{asynchronous}",
     ),
+    (r"^bdb\.BdbQuit", "the debugger was left with q, which ends the run; c continues it"),
     (r"No space left on device", "the disk is full: `df -h` shows which"),
     (r"Too many open files", "raise the limit (ulimit -n 65536), or use fewer data.workers"),
 )

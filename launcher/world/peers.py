@@ -88,8 +88,8 @@ def judged(failure: Failure, world: World) -> tuple[Failure, list[Failure]] | No
     if not failure.is_aftermath:
         return failure, _heard(world, 0.0)
     others = _heard(world, _GOODBYE_SECONDS if world.is_first else _FIRST_SECONDS)
-    if not world.is_first:
-        return (others[0], [failure]) if others and others[0].is_silent else None
+    if not world.is_first and others:
+        return (others[0], [failure]) if others[0].is_silent else None
     first = first_of([failure, *others]) or failure
     return first, [candidate for candidate in (failure, *others) if candidate is not first]
 
@@ -132,7 +132,7 @@ def _tell(failure: Failure) -> None:
 
 def _heard(world: World, seconds: float) -> list[Failure]:
     """What those at the other ends have said, or failed to say before they ended; waits a while for all."""
-    deadline, texts, closed = time.monotonic() + seconds, dict.fromkeys(known, b""), set[int]()
+    deadline, texts, closed = time.monotonic() + seconds, dict.fromkeys(known, b""), dict[int, float]()
     with selectors.DefaultSelector() as waiting:
         for rank, peer in known.items():
             waiting.register(peer.connection, selectors.EVENT_READ, rank)
@@ -142,7 +142,7 @@ def _heard(world: World, seconds: float) -> list[Failure]:
                 piece = _piece(known[key.data].connection)
                 texts[key.data] += piece
                 if not piece:
-                    closed.add(key.data)
+                    closed[key.data] = time.time()
                 if not piece or piece.endswith(b"\n"):
                     waiting.unregister(key.fileobj)
             if not ready:
@@ -150,10 +150,12 @@ def _heard(world: World, seconds: float) -> list[Failure]:
     words = {rank: _word(text) for rank, text in texts.items()}
     failures = [word for word in words.values() if word is not None]
     mute = [rank for rank, word in words.items() if word is None]
-    failures += [_silent(rank, world, _ENDED) for rank in mute if rank in closed]
+    failures += [_silent(rank, world, _ENDED, when) for rank, when in closed.items() if rank in mute]
     nobody_else = not closed and all(failure.is_aftermath for failure in failures)
     if world.is_first and seconds and nobody_else and len({known[rank].host for rank in mute}) == 1:
-        failures += [_silent(rank, world, _MUTE) for rank in mute]  # of several hosts most would be innocent
+        failures += [
+            _silent(rank, world, _MUTE, time.time()) for rank in mute
+        ]  # of several hosts most would be innocent
     return failures
 
 
@@ -171,5 +173,5 @@ def _word(text: bytes) -> Failure | None:
     return next((failure for failure in failures if not failure.is_aftermath), failures[-1] if failures else None)
 
 
-def _silent(rank: int, world: World, what: str) -> Failure:
-    return Failure(what, rank=rank, world=world.size, host=known[rank].host, is_silent=True)
+def _silent(rank: int, world: World, what: str, when: float) -> Failure:
+    return Failure(what, rank=rank, world=world.size, host=known[rank].host, is_silent=True, time=when)

@@ -6,6 +6,8 @@ beside it looks after all three.
 
 from __future__ import annotations
 
+import math
+import signal
 import sys
 import threading
 import time
@@ -21,13 +23,14 @@ from launcher.text import spans
 from launcher.world import network, progress
 from launcher.world.exit import leave_at_once
 from launcher.world.failure import Failure
-from launcher.world.signals import stop_requested
+from launcher.world.signals import first_received, listening, stop_requested
 from launcher.world.watchdog import beside, end_with
 from launcher.world.world import World
 
 NOTICE_SECONDS = 10.0
 AGAIN_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
+_BUILDING_SECONDS = 10.0  # what it is granted to come to where it stops by itself
 _FAREWELL_SECONDS = 1.0
 
 
@@ -129,6 +132,25 @@ def guarded(wait: Wait, world: World) -> Iterator[None]:
         return
     with beside(partial(_guard, wait, world)), wait.told():
         yield
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """`listening`, for a training: ends it where it is asked to stop while data and model still take their time.
+
+    Nothing is lost then. A Ctrl-C can be pressed again instead.
+    """
+    with listening(), beside(_leave_if_asked):
+        yield
+
+
+def _leave_if_asked(over: threading.Event) -> None:
+    asked = math.inf
+    while not over.wait(_LOOK_SECONDS) and progress.mine().state == progress.STARTING:
+        if first_received() not in (None, signal.SIGINT):
+            asked = min(asked, time.monotonic())
+        if time.monotonic() - asked > _BUILDING_SECONDS:
+            stop("data and model to be built", World.from_environ())
 
 
 def _guard(wait: Wait, world: World, over: threading.Event) -> None:

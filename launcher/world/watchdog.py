@@ -6,6 +6,7 @@ import faulthandler
 import math
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -25,10 +26,13 @@ from launcher.world.failure import Failure, of_stack
 from launcher.world.failure_report import Report
 from launcher.world.notes import SAVED, SAVING, Notes
 from launcher.world.peers import judged, tell
+from launcher.world.signals import first_received
 from launcher.world.world import World
 
 _LOOKS = 10  # in the time that is allowed
 _SAVES = 10  # times that it, which a save may take
+_STEPS = 2  # times the longest step, before one that was asked to stop is believed to hang
+_NOTICE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,18 @@ class Watch:
     """A thread that looks at this process's progress now and then; the loop pays nothing for it.
 
     Attributes:
-        seconds: How long it may make none.
+        seconds: How long it may make none; infinite: as long as it likes.
         stops: Whether the run is ended then.
         folder: The run's.
         world: This process among the others.
+        patience: How long it may make none when it was asked to stop: what hangs never comes to where it would save.
     """
 
     seconds: float
     stops: bool
     folder: Path
     world: World
+    patience: float = math.inf
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -60,25 +66,68 @@ class Watch:
 
     def _watch(self, over: threading.Event) -> None:
         began, shown = time.time(), None  # not even in the first step
-        while not over.wait(min(1.0, self.seconds / 4)):
+        beat, longest, is_told = math.inf, 0.0, False
+        while not over.wait(self._pause):
             now = progress.mine()
             if now.state != progress.RUNNING:
                 continue
-            stalled = self._silence(now) > self.seconds
+            stalled = self._silence(now, self.seconds) > self.seconds
             if now.step != shown and (stalled or _raised_since(self._alarm, began)):
                 shown, began = now.step, time.time()
-                self._show(self._examined(now), stalled)
+                self._show(self._examined(now, self._stalled), stalled)
             if stalled and self.stops:
-                time.sleep(2 * min(1.0, self.seconds / 4))  # the others write theirs down meanwhile
-                end_with(self._examined(now), self.folder, self.world)
+                self._end(self._examined(now, self._stalled))
+            beat, longest = now.beat, max(longest, now.beat - beat)
+            if first_received() not in (None, signal.SIGINT):  # who presses Ctrl-C sees it hang, and presses again
+                is_told = self._hurry(now, _STEPS * longest, is_told)
 
-    def _silence(self, now: progress.Progress) -> float:
-        """Seconds without a sign of this process; a save, which all ranks wait for, may take as long as ten stalls."""
+    @property
+    def _pause(self) -> float:
+        return min(1.0, self.seconds / 4, self.patience / 4)
+
+    @property
+    def _stalled(self) -> str:
+        return f"no progress for {self.seconds:g} s (launch.stall)"
+
+    def _hurry(self, now: progress.Progress, usual: float, is_told: bool) -> bool:
+        """Ends this process where it was asked to stop and hangs, and says so before; whether that has been said.
+
+        Args:
+            now: What it has said of itself.
+            usual: Seconds which it may need for a step, by what it needed before.
+            is_told: Whether it has been said before.
+        """
+        limit = max(self.patience, usual)
+        if self._silence(now, limit) > limit:
+            failure = self._examined(now, f"asked to stop, and no progress for {limit:.0f} s (launch.meeting_timeout)")
+            self._show(failure, stalled=False)
+            tell(failure)
+            self._end(failure)
+        soon = min(max(_NOTICE_SECONDS, usual), limit / 2)
+        if is_told or self._silence(now, soon) <= soon:
+            return is_told
+        failure = self._examined(now, "")
+        if not failure.is_aftermath:
+            place = f" in {failure.culprit.place}" if failure.culprit else ""
+            with suppress(OSError, ValueError, AttributeError):  # a screen that is gone
+                print(
+                    f"launcher: asked to stop, and no progress for {soon:.0f} s{place}: ends without a save when that "
+                    f"is {limit:.0f} s (launch.meeting_timeout)",
+                    file=sys.stderr,
+                )
+        return True
+
+    def _end(self, failure: Failure) -> NoReturn:
+        time.sleep(2 * self._pause)  # the others write their stacks down meanwhile
+        end_with(failure, self.folder, self.world)
+
+    def _silence(self, now: progress.Progress, seconds: float) -> float:
+        """Seconds without a sign of this process; a save, which all ranks wait for, may take ten times as many."""
         silence = time.monotonic() - now.beat
-        if silence <= self.seconds:
+        if silence <= seconds:
             return silence
         notes = Notes(self.folder).folder
-        return 0.0 if _age(notes / SAVING) < _SAVES * self.seconds else min(silence, _age(notes / SAVED))
+        return 0.0 if _age(notes / SAVING) < _SAVES * seconds else min(silence, _age(notes / SAVED))
 
     def _show(self, failure: Failure, stalled: bool) -> None:
         write_stacks(self.folder, self.world.rank)
@@ -92,9 +141,8 @@ class Watch:
         if not self.stops:
             print(f"launcher: {failure.line}; the stacks of every rank are in {self.folder / 'logs'}", file=sys.stderr)
 
-    def _examined(self, now: progress.Progress) -> Failure:
+    def _examined(self, now: progress.Progress, what: str) -> Failure:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        what = f"no progress for {self.seconds:g} s (launch.stall)"
         since = time.time() - time.monotonic() + now.beat
         stack = traceback.extract_stack(frame) if frame is not None else ()
         failure = of_stack(what, stack, rank=self.world.rank, world=self.world.size, time=since)

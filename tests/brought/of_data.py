@@ -42,6 +42,7 @@ case("sets: smaller than a batch", data=partial(sets.Reg, size=7))
 # ---------------------------------------------------------------------- who is told the epoch
 
 case("told the epoch", data=sets.Epochs)
+case("told the epoch, and get_batch forgets it", data=sets.EpochsForgotten)
 case("told the epoch inside", data=sets.Wrapping)
 case("told the epoch, and mixed", data=sets.Epochs, shuffled=True)
 case("told the epoch in a worker", "data.workers=1", data=sets.Epochs, worlds=(1,))

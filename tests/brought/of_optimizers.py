@@ -50,7 +50,14 @@ case("optimizer: one that a function makes", optimizer=optimizers.switched)
 
 # ---------------------------------------------------------------------- of people's own
 
-for kind in (optimizers.Counts, optimizers.Signs, optimizers.Odd, optimizers.InGroup, optimizers.Lazy):
+for kind in (
+    optimizers.Counts,
+    optimizers.Signs,
+    optimizers.Odd,
+    optimizers.InGroup,
+    optimizers.Lazy,
+    optimizers.Sparse,
+):
     case(f"own optimizer: {kind.__name__}", model=deep, optimizer=partial(kind, lr=0.05))
 case("own optimizer: Lookahead", optimizer=partial(optimizers.Lookahead, lr=0.05))
 halved = partial(schedules.StepLR, step_size=2, gamma=0.5)

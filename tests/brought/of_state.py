@@ -21,6 +21,7 @@ case("a counter of forward passes", model=keeping.Counting, **whole)
 for kind in ("torch", "python", "numpy"):
     case(f"a generator of its own: {kind}", model=partial(keeping.Drawing, kind=kind), **whole)
 case("a state from batch to batch", model=keeping.Recurrent, **alone)
+case("values of every kind", model=keeping.OfEveryKind, **whole)
 case("a temperature that falls", model=keeping.Tempered, after=keeping.cooled)
 case("a dropout that rises", model=keeping.Dropping, after=keeping.raised, **alone)
 case("a momentum of BatchNorm that falls", model=keeping.Normed, after=keeping.slowed, **alone)
@@ -34,6 +35,8 @@ case("own optimizer: noise", optimizer=partial(keeping.Langevin, lr=0.1))
 case("buffers expanded, and twice", model=keeping.Expanded)
 case("a buffer in the memory of the weights", model=keeping.Aliased)
 case("train() that returns nothing", model=keeping.Silent)
+case("a buffer that is None before the first forward", model=keeping.Slopes)
+case("a tuple without a length", model=keeping.Described)
 case("parameters() of the head alone", model=keeping.HeadAlone, worlds=(), refused=1)
 
 # ---------------------------------------------------------------------- that change what they are given

@@ -154,6 +154,7 @@ def test_breakpoint_works_in_one_process(tmp_path: Path) -> None:
         cwd=tmp_path, input="p x.shape\nq\n", capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert "torch.Size([16, 6])" in done.stdout
+    assert "the debugger was left with q, which ends the run; c continues it" in done.stderr
 
 
 def test_breakpoint_in_two_processes_is_rank_0_s(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_breakpoint_in_two_processes_is_rank_0_s(tmp_path: Path) -> None:
         cwd=tmp_path, input="p x.shape\nc\n", capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("rank 0 has the terminal; the other 1 pass over breakpoint()") == 1
+    assert done.stdout.count("rank 0 has the terminal; rank 1 passes over breakpoint()") == 1
     assert done.stdout.count("torch.Size([8, 6])") == 1
     assert "model.py(9)forward()" in done.stdout
 

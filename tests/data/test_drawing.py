@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from randomness import states
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate, get_worker_info
 
 from launcher.data.drawing import Draws
 from launcher.data.generators import GENERATORS, NumpyGenerator, PythonGenerator, TorchGenerator
@@ -23,6 +24,7 @@ from launcher.data.reading import Reader
 from launcher.data.sampler import StepSampler
 
 SIZE, BATCH = 37, 8
+ENGINE: Callable[[], np.random.BitGenerator] = getattr(np.random, "get_bit_generator")  # noqa: B009  # not in its types
 
 
 def forked() -> float:
@@ -61,6 +63,11 @@ def seeded_by_itself() -> float:
     return float(np.random.rand()) + random.random()
 
 
+def in_a_thread() -> float:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: random.gauss(0, 1) + float(torch.rand(()))).result()
+
+
 def nested() -> float:
     loader = DataLoader(TensorDataset(torch.arange(6.0)), batch_size=2, shuffle=True)
     return float(sum(batch[0] * 7**number for number, (batch,) in enumerate(loader)))
@@ -88,6 +95,8 @@ DRAWS: dict[str, Callable[[], float]] = {
     "a state copied": state_copied,
     "the seed read": lambda: float(np.random.default_rng(torch.initial_seed() % 2**32).random()),
     "seeded by itself": seeded_by_itself,
+    "in a thread": in_a_thread,
+    "numpy's engine": lambda: float(np.random.Generator(ENGINE()).random()),
     "a loader in it": nested,
 }
 WHEN: dict[str, Callable[[int], bool]] = {
@@ -215,6 +224,24 @@ def test_workers_read_the_same(workers: int) -> None:
         dataset = Drawing(draws, when)
         here, there = (read(dataset, "auto", workers=count, collate=seldom_noisy) for count in (0, workers))
         assert here == there == read(dataset, True, collate=seldom_noisy)
+
+
+class OfItsWorker(Drawing):
+    """Looks at the seed of the worker that it is in, for some samples."""
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        worker = get_worker_info()
+        seed = worker.seed if worker is not None and WHEN[self.when](index) else 0
+        return index, torch.tensor([seed % 2**40], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("when", ["always", "seldom"])
+def test_the_seed_of_a_worker_is_that_of_the_sample(when: str) -> None:
+    one, three, later = (
+        read(OfItsWorker([], when), "auto", workers=count, start=start) for count, start in ((1, 0), (3, 0), (3, 3))
+    )
+    assert one == three
+    assert one[3:] == later[: len(one) - 3]
 
 
 @pytest.mark.parametrize("name", ["torch.randn", "numpy.randn", "random.gauss", "forked"])

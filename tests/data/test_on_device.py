@@ -96,6 +96,9 @@ def shaken(batch):
 def moved(batch):
     return batch[0] + 100, batch[1]
 
+def turn(model, batch, at):
+    return {"loss": torch.nn.functional.cross_entropy(model(batch[0]), batch[1])}
+
 class Net(torch.nn.Linear):
     def __init__(self):
         super().__init__(4, 5)
@@ -150,6 +153,19 @@ def test_evaluation_has_its_own_where_it_is_said(tmp_path: Path, monkeypatch: py
     highest = seen_in(tmp_path / "seen")
     assert min(highest[False]) > 100
     assert max(highest[True]) < 4
+
+
+def test_every_turn_of_a_step_gets_the_changed_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    turns = "optimizer: {weight: {_target_: SGD, lr: 0.1, _params_: weight}, bias: {_target_: SGD, lr: 0.1}}\n"
+    text = RECIPE.replace("CHANGE", "parts.py:moved").replace("optimizer: {_target_: SGD, lr: 0.1}\n", turns)
+    text = text.replace("loss: {_target_: CrossEntropyLoss}\n", "")
+    text = text.replace("{steps: 12}", "{steps: 2, step: {weight: parts.py:turn, bias: parts.py:turn}}")
+    recipe = make(tmp_path / "project", text, parts=PARTS)
+    launcher.train(recipe, cpu=True, run_dir=tmp_path / "run", output="quiet")
+    highest = seen_in(tmp_path / "seen")
+    assert max(highest[True]) > 100  # a loss is measured on what is read
+    assert max(highest[False]) <= 1
 
 
 @pytest.mark.parametrize(

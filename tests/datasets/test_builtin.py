@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from launcher.datasets import Diabetes, Digits, TextFile
+from launcher.datasets import Diabetes, Digits, TextFile, bundled
 
 PARTS = ("train", "validation", "test")
 
@@ -169,6 +169,14 @@ def test_text_that_cannot_be_read(tmp_path: Path) -> None:
         TextFile(tmp_path / "empty.txt")
 
 
-def test_importing_the_data_sets_does_not_import_scikit_learn() -> None:
-    code = "import sys, launcher.datasets, launcher.models; sys.exit('sklearn' in sys.modules)"
+def test_the_tables_of_scikit_learn_are_read_without_it() -> None:
+    make = "launcher.datasets.Digits(); launcher.datasets.Diabetes()"
+    code = f"import sys, launcher.datasets; {make}; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("make", [Digits, Diabetes])
+def test_they_are_what_it_loads_itself(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = make("test").tensors
+    monkeypatch.setattr(bundled, "find_spec", lambda name: None)  # as where it keeps them elsewhere
+    assert all(map(torch.equal, read, make("test").tensors))

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from places import ROOT
+from places import RECIPES, ROOT, TINY
 from pretend import DEVICE, Backend, Operations, pretended, state_on_it, steps_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import in_world
 
+from launcher.checkpoints.compare import apart
 from launcher.data.loaders import MicroBatch
 from launcher.device import kind
 from launcher.device.agreement import Agreement, Requests
@@ -25,13 +26,19 @@ from launcher.objective.reading import Reading
 from launcher.training import nonfinite
 from launcher.training.meter import Meter
 from launcher.training.parting import Parting
-from launcher.training.step import train_step
+from launcher.training.rank_states import _outline
 
 STEPS = 4  # that are looked at, with one line of metrics among them
 ADAMW = "optimizer={_target_: AdamW, lr: 0.1}"
 MOMENTUM = "optimizer={_target_: SGD, lr: 0.1, momentum: 0.9}"
 SCALED = "device.precision=fp16"
 GPT = ("define.context=8", "model.layers=1", "model.heads=2", "model.width=16")
+TURNS = (
+    "model={_target_: ways.py:Two}",
+    "optimizer={critic: {_target_: Adam, lr: 0.1}, generator: {_target_: SGD, lr: 0.1}}",
+    "train.step={critic: ways.py:critic, generator: {_ref_: ways.py:generator, _every_: 2}}",
+    "loss=model",
+)
 TABLE: Mapping[str, tuple[float, tuple[str, ...]]] = {  # waits of a step, and what the recipe says
     "plain": (0, ()),
     "clipped": (0, ("train.clip_grad_norm=1.0",)),
@@ -47,7 +54,16 @@ TABLE: Mapping[str, tuple[float, tuple[str, ...]]] = {  # waits of a step, and w
     "fp16, averaged": (1, (ADAMW, SCALED, "train.ema=0.9")),
     "fp16, momentum": (1, (MOMENTUM, SCALED)),  # the scaler's own
     "bf16 parameters": (0, ("model.half=true",)),
+    "mean of the last weights": (0, ("train.swa={start: 1 steps, every: 1 steps}",)),
+    "two losses": (0, ("loss={a: {_target_: CrossEntropyLoss}, b: {_target_: CrossEntropyLoss, _weight_: 2}}",)),
     "text_gpt": (0, GPT),
+    "in turns": (0, TURNS),
+    "by closure": (0, ("optimizer={_target_: ways.py:Sam, _closure_: true}",)),
+}
+RECIPES_OF = {
+    "text_gpt": ROOT / "recipes" / "text_gpt.yaml",
+    "in turns": RECIPES / "ways.yaml",
+    "by closure": RECIPES / "ways.yaml",
 }
 
 
@@ -80,8 +96,7 @@ def waits_of(name: str, backend: Backend) -> tuple[float, int, int]:
     if own != list(overrides):
         own.append(f"model={{_target_: {__file__}:HalfNet, inputs: 6, outputs: 3}}")
     scaler = torch.amp.GradScaler(DEVICE.type) if SCALED in overrides else None
-    recipe = {"recipe": ROOT / "recipes" / "text_gpt.yaml"} if name == "text_gpt" else {}
-    state = state_on_it(*own, scaler=scaler, **recipe)
+    state = state_on_it(*own, scaler=scaler, recipe=RECIPES_OF.get(name, TINY))
     meter, looked = Meter(state), Operations()
     for number, step in enumerate(steps_of(state, 2 + STEPS, backend)):
         if number == 2:
@@ -89,7 +104,7 @@ def waits_of(name: str, backend: Backend) -> tuple[float, int, int]:
             looked.launches.clear()
             backend.log.clear()
         with looked:
-            meter.add(train_step(state, step, state.length.at(number)), step, 0.0)
+            meter.add(state.take_step(state, step, state.length.at(number)), step, 0.0)
             if number % 3 == 0:
                 meter.cut(number + 1, 0.1, {"lr": 0.1})
     return sum(looked.waits.values()) / STEPS, backend.log.count("event"), sum(looked.launches.values()) // STEPS
@@ -102,7 +117,10 @@ def everything() -> dict[str, Any]:
     with pretended() as backend:
         return {
             **{name: waits_of(name, backend) for name in TABLE},
-            **{look.__name__: look(backend) for look in (where_weights_are, evaluated, compared, agreed, narrow)},
+            **{
+                look.__name__: look(backend)
+                for look in (where_weights_are, evaluated, transformed, compared, agreed, narrow)
+            },
         }
 
 
@@ -150,6 +168,27 @@ def evaluated(backend: Backend) -> tuple[dict[str, int], list[str]]:
     return dict(+looked.waits), list(backend.log)
 
 
+def doubled(batch: Any) -> Any:
+    return [batch[0] * 2, batch[1]]
+
+
+def transformed(backend: Backend) -> dict[str, int]:
+    """Waits of an evaluation whose batches are changed on the device, but for what the loss counts."""
+    state, looked = state_on_it(), Operations()
+    parts = [torch.zeros(8, 6), torch.zeros(8, dtype=torch.int64)]
+    batches = [MicroBatch([*map(backend.fake, parts)], 8, 8 * number) for number in range(4)]
+    state.objective.read("loss", Reading("positive"))
+    with evaluating(state.model.bare, state.objective), looked:
+        evaluate(
+            state.model.bare, batches, state.objective, [], DEVICE, transform=lambda batch: [batch[0] * 2, batch[1]]
+        )
+    return dict(+looked.waits)
+
+
+def test_what_a_change_on_the_device_leaves_alone_is_counted_in_host_memory(counted: Any) -> None:
+    assert counted["transformed"] == {}
+
+
 def test_an_evaluation_collects_on_the_device_and_copies_ahead(counted: Any) -> None:
     waits, log = counted["evaluated"]
     assert waits == {}
@@ -193,7 +232,7 @@ class Narrow(TorchDispatchMode):
 
 
 def narrow(backend: Backend) -> str:
-    """A run's parts on a device without float64: steps, also by closure and averaged, lines, a comparison."""
+    """A run's parts on a device without float64: steps, also by closure and averaged, lines, comparisons, counts."""
     kind._has_float64.cache_clear()
     with Narrow(), Operations():
         assert kind_of(DEVICE).wide is torch.float32
@@ -206,6 +245,10 @@ def narrow(backend: Backend) -> str:
             meter.flush()
         weights = [torch.zeros(4, device=DEVICE, dtype=torch.float32)]
         Parting(weights, state.device.coordinator, warn=lambda line: None).compare(100)
+        apart(weights, weights)  # outputs, after a save
+        _outline({"moment": weights[0]})  # what an optimizer keeps
+        for counts in ("mask", "total"):
+            Reading(counts, where=()).count(weights[0], 4)
     kind._has_float64.cache_clear()
     return str(kind_of(DEVICE).wide)
 
@@ -224,3 +267,6 @@ def agreed(backend: Backend) -> int:
 
 def test_the_host_waits_for_steps_that_are_a_period_behind(counted: Any) -> None:
     assert 1 <= counted["agreed"] <= 3  # after steps 2, 4 and 8: a period is at most twice the one before
+
+
+LOOKS = (where_weights_are, evaluated, transformed, compared, agreed, narrow)

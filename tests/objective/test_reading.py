@@ -16,6 +16,7 @@ from loss_cases import ASKED, BATCH, CASES, MEAN, SUM, Batch, Case, Centered, Dr
 from randomness import states
 from torch import Generator, Tensor, nn
 
+from launcher.data.parts import changed
 from launcher.errors import LauncherError
 from launcher.objective.batch import BatchLayout
 from launcher.objective.calls import Caller
@@ -23,7 +24,6 @@ from launcher.objective.halves import still_holds
 from launcher.objective.known import known
 from launcher.objective.loss import Objective, Term
 from launcher.objective.order import names_given
-from launcher.objective.pieces import mapped
 from launcher.objective.probe import measure
 from launcher.objective.reading import Hints, Reading
 from launcher.objective.subject import Samples, Subject
@@ -51,7 +51,7 @@ def take(tree: Any, numbers: Sequence[int], of: int) -> Any:
             return tensor[:, list(numbers)]
         return tensor.view(of, -1, *tensor.shape[1:])[list(numbers)].flatten(0, 1)
 
-    return mapped(tree, each)
+    return changed(tree, each)
 
 
 def verdict_of(
@@ -70,7 +70,7 @@ def off_by(loss: Any, reading: Reading, data: Batch, size: int, seed: int) -> fl
     order = torch.randperm(size, generator=Generator().manual_seed(seed)).tolist()
     cuts = sorted((torch.randperm(size - 1, generator=Generator().manual_seed(seed + 1))[:2] + 1).tolist())
     pieces = [order[: cuts[0]], order[cuts[0] : cuts[1]], order[cuts[1] :]]
-    doubled = mapped(data, lambda one: one.double() if one.is_floating_point() else one)
+    doubled = changed(data, lambda one: one.double() if one.is_floating_point() else one)
     values = [caller.value(*take(doubled, numbers, size)) for numbers in (order, *pieces)]
     if None in values:
         return 0.0  # such data the loss does not know

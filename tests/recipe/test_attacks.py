@@ -544,7 +544,11 @@ def test_own_code_that_the_project_names(project: Path, tmp_path: Path) -> None:
     recipe.write_text(f"{projects.RECIPE}\ndefine: {{x: {{_target_: src/tool.py:made}}, y: {{_target_: tool.made}}}}\n")
     assert Builder(load_recipe(recipe)).check() == 6
     recipe.write_text(f"{projects.RECIPE}\ndefine: {{x: {{_target_: other.py:made}}}}\n")
-    with pytest.raises(RecipeError, match="is not in your project"):
+    with pytest.raises(RecipeError, match="is not in your project, which"):
+        load_recipe(recipe)
+    (elsewhere / "linked.py").symlink_to(project / "other.py")
+    recipe.write_text(f"{projects.RECIPE}\ndefine: {{x: {{_target_: linked.py:made}}}}\n")
+    with pytest.raises(RecipeError, match=r"is not in your project \(a link leads to .*other\.py\), which"):
         load_recipe(recipe)
 
 

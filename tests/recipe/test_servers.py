@@ -697,6 +697,37 @@ def test_names_of_files_forge_no_line(project: Path, capsys: pytest.CaptureFixtu
     assert err[:-1].isprintable()
 
 
+ODD_NAME = "x[/]:heart:\x1b]0;T\x07\nlauncher: all is well\u202e"
+ODD_NAMES = f"""
+import torch
+from torch import nn
+from parts import Net, Points
+class Named(Points):
+    classes = [{ODD_NAME!r} + str(number) for number in range(3)]
+class Failing(Points):
+    def __getitem__(self, index): raise ValueError({ODD_NAME!r})
+def odd_net():
+    net = type({ODD_NAME!r}, (Net,), {{}})()
+    net.add_module({ODD_NAME.replace(".", "")!r}, nn.Linear(2, 2))
+    return net
+def scores(outputs, targets): return {{{ODD_NAME!r}: 1.0}}
+"""
+
+
+def test_names_of_data_and_models_forge_no_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "odd.py").write_text(ODD_NAMES)
+    named = ["data.train={_target_: odd.py:Named}", "model={_target_: odd.py:odd_net}"]
+    metrics = ["data.validation={_target_: odd.py:Named}", "evaluate.metrics.s={_target_: odd.py:scores}"]
+    for words in (["data", "--seconds", "0", *named], ["check", *named, *metrics]):
+        assert main([words[0], "recipe.yaml", *words[1:]]) == 0
+        out = capsys.readouterr().out
+        assert "\\x1b" in out
+        assert all(line.isprintable() and not line.startswith("launcher: ") for line in out.split("\n"))
+    assert main(["data", "recipe.yaml", "--seconds", "0", "data.train={_target_: odd.py:Failing}"]) == 2
+    err = capsys.readouterr().err
+    assert (err.count("\n"), err[:-1].isprintable(), "odd.py:" in err) == (1, True, True)
+
+
 @pytest.mark.parametrize("odd", ["a\x1b[2Jb", "a\rb", "a\nlauncher: all is well", "a\x9bb", "a\u202eb", "a\u2028b"])
 def test_errors_are_printable_wherever_they_come_from(capsys: pytest.CaptureFixture[str], odd: str) -> None:
     _say(LauncherError(odd), for_programs=False)

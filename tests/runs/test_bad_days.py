@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ from worlds import Command, Launched
 
 from launcher.checkpoints import format as checkpoints
 from launcher.cli.main import main
+from launcher.data.workers import _failure
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.directory import shortest
+from launcher.recipe.raised import chain_of
 from launcher.runs.folder import create
 from launcher.runs.reading import finite
+from launcher.world.context import known_of
 from launcher.world.failure import of_exception
 from launcher.world.failure_report import Report
 
@@ -594,6 +599,43 @@ def test_words_of_data_move_no_cursor_and_forge_no_line(kind: type[BaseException
     text = Report(of_exception(error), None, "again", "resume").text()
     assert all(line.isprintable() for line in text.split("\n"))
     assert [line for line in text.split("\n") if line.startswith("launcher: ")] == text.split("\n")[:1]
+
+
+ODD_CLASSES: dict[str, dict[str, Any]] = {
+    "an attribute of a group's name": {"exceptions": 5},
+    "one that raises": {"exceptions": property(lambda _: 1 / 0), "__cause__": property(lambda _: 1 / 0)},
+    "members without end": {"exceptions": itertools.repeat(ValueError())},
+    "a cause that is none": {"__cause__": "abc"},
+    "a context that is none": {"__context__": "abc"},
+    "a traceback that raises": {"__traceback__": property(lambda _: 1 / 0)},
+    "another class": {"__class__": property(lambda _: SystemExit)},
+    "our own class": {"__class__": property(lambda _: LauncherError), "__dict__": property(lambda _: 1 / 0)},
+    "nothing that prints": {"__notes__": 5, "__str__": lambda _: 5, "__repr__": None},
+}
+
+
+@pytest.mark.parametrize("kind", ODD_CLASSES)
+def test_an_exception_is_what_python_keeps_of_it(tmp_path: Path, kind: str) -> None:
+    try:
+        raise types.new_class("Odd", (ValueError,), exec_body=lambda names: names.update(ODD_CLASSES[kind]))("no")
+    except ValueError as error:
+        failure, known, from_worker = of_exception(error), known_of(error), _failure(error, 0)
+    assert "Odd: " in failure.line
+    assert f"in {shortest(__file__)}:" in failure.line
+    assert known.step is None
+    assert "Odd: " in from_worker.text
+    assert Report(failure, tmp_path, "again", "resume").write()
+
+
+def test_causes_that_go_round_and_tell_secrets(tmp_path: Path) -> None:
+    first, second, token = ValueError("first"), KeyError("hf_" + "a" * 34), "hf_" + "a" * 34
+    first.__cause__, second.__cause__ = second, first
+    assert list(chain_of(first)) == [first, second]
+    report = Report(of_exception(ExceptionGroup(token, [first])), tmp_path, "again", "resume")
+    report.write()
+    assert token not in report.text() + (tmp_path / "failure.json").read_text()
+    assert "because of KeyError: 'hf_***'" in report.text()
+    assert len(of_exception(first).behind) == 8
 
 
 def test_a_step_that_cannot_be_is_unknown_not_the_end() -> None:

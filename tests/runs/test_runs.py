@@ -19,7 +19,7 @@ import pytest
 
 from launcher.cli.main import main
 from launcher.errors import UsageError
-from launcher.runs.differing import differing
+from launcher.runs.differing import differing, shown
 from launcher.runs.folder import environment, write_json
 from launcher.runs.lock import locked
 from launcher.runs.metrics import encode
@@ -32,7 +32,6 @@ from launcher.sweep.naming import saved_place
 HOLD = """
 import sys, time
 from pathlib import Path
-from launcher.runs.differing import differing
 from launcher.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -363,6 +362,22 @@ def test_what_came_from_python_is_told_by_what_it_is_called(tmp_path: Path) -> N
         (tmp_path / name / "resolved.yaml").write_text(f'name: run\noptimizer: "given from Python: {name}"\n')
     runs = [Run(tmp_path / name) for name in ("AdamW", "SGD")]
     assert list(differing(runs).values()) == [{"optimizer": "AdamW"}, {"optimizer": "SGD"}]
+
+
+@pytest.mark.parametrize(
+    ("values", "short"),
+    [
+        (("0.009000000000000001", "0.008", "100000"), ["0.009", "0.008", "100000"]),
+        (("0.12345678", "0.12345679"), ["0.12345678", "0.12345679"]),
+        (("true", "0.30000000000000004"), ["true", "0.3"]),
+    ],
+)
+def test_numbers_are_shown_with_as_few_digits_as_tell_them_apart(
+    tmp_path: Path, values: tuple[str, ...], short: list[str]
+) -> None:
+    runs = [Run(tmp_path / str(number)) for number in range(len(values))]
+    found = shown({run: {"lr": value} for run, value in zip(runs, values, strict=True)})
+    assert [found[run]["lr"] for run in runs] == short
 
 
 def test_the_states_are_those_that_runs_have() -> None:

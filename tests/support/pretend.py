@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from launcher.data.parts import changed
 from launcher.data.transfer import on_device
 from launcher.device.coordination import Coordinator
 from launcher.device.device import Device
-from launcher.objective.pieces import mapped
 from launcher.recipe.build import Builder
 from launcher.recipe.load import load_recipe
 from launcher.training.build import build_run_model, build_run_state, open_run_data
@@ -200,7 +200,7 @@ def steps_of(state: TrainState, number: int, backend: Backend) -> Generator[Step
     def again() -> Generator[StepBatch, None, None]:
         for step in read:
             for batch in step.batches:
-                batch.data = mapped(batch.data, backend.fake)
+                batch.data = changed(batch.data, backend.fake)
             yield step
 
     return on_device(again(), DEVICE)

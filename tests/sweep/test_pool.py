@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -28,7 +29,6 @@ import launcher
 from launcher.checkpoints import retention
 from launcher.cli.main import main
 from launcher.errors import EXIT_PREEMPTED, LauncherError, RecipeError, UsageError
-from launcher.recipe.caller import in_keywords
 from launcher.runs.folder import read_json, write_json
 from launcher.runs.lock import locked
 from launcher.runs.tracking.tracking import read_metrics
@@ -487,18 +487,17 @@ def test_from_python_it_gives_a_row_for_each_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "keywords"),
+    ("asked", "message"),
     [
-        ("--run-dir: /a/b: this is not the sweep", "run_dir: /a/b: this is not the sweep"),
-        ("--method cmaes: varies ranges; write --method tpe", "method='cmaes': varies ranges; write method='tpe'"),
-        ("--trials 8: has 4; omit --trials, or write --trials 4", "trials=8: has 4; omit trials, or write trials=4"),
-        ("fewer --trials, or a --run-dir on another disk", "fewer trials, or a run_dir on another disk"),
-        ("use --processes-per-run 2, or --cpu", "use processes_per_run=2, or cpu=True"),
-        ("write --budget '24 hours'", "write budget='24 hours'"),
+        ({"method": "cmaes"}, "method='cmaes': varies ranges, and there is none; write method='tpe'"),
+        ({"trials": 8}, "trials=8: the space has 2 runs with the baseline; write trials=2"),
+        ({"method": "grid", "trials": 8}, "trials=8: the grid has 2 runs with the baseline; omit trials"),
+        ({"run_dir": __file__}, f"run_dir: {__file__}"),
     ],
 )
-def test_from_python_messages_speak_of_keywords(flags: str, keywords: str) -> None:
-    assert in_keywords(flags) == keywords
+def test_from_python_messages_speak_of_keywords(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        launcher.sweep(str(TINY), *FIXED, "optimizer.lr=1e-2,1e-1", cpu=True, processes_per_run=2, **asked)
 
 
 def test_from_python_a_mapping_becomes_a_file_in_the_sweeps_folder(

@@ -244,6 +244,8 @@ def test_a_bad_section_is_a_line_with_its_place(tmp_path: Path, line: str, messa
             "a range is written 0.0001..0.01 here; put a text that reads like one in quotes",
         ),
         (["optimizer.lr={from: 1e-4, to: 1e-2, scale: log}"], "a range is written 0.0001..0.01:log here"),
+        (["optimizer.betas=[0.8..0.9, 0.99]"], "0.8..0.9 stands within a value, and a range is a whole alternative"),
+        (["train.freeze={'layers.0*': 1..3},null"], "1..3 stands within a value"),
         (["optimizer.lr=nan..1.0"], "'nan' is not a number"),
         (["optimizer.lr=1e-4|1e-2"], "alternatives are separated by commas, as in optimizer.lr=1e-4,1e-2"),
         (["model.hidden=[64]|[256, 256]"], "alternatives are separated by commas, as in model.hidden=[64],[256, 256]"),

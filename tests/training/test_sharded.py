@@ -188,10 +188,13 @@ def test_float32_losses_agree(tmp_path: Path) -> None:
     assert two.distance(one) < 1e-3
 
 
-def test_gradients_of_different_layers_are_not_added_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["full", "hybrid"])
+def test_gradients_of_different_layers_are_not_added_up(tmp_path: Path, sharding: str) -> None:
     model = ("model._target_=sharded_wrong.py:Sparing", "train.ema=null", "evaluate.metrics={}")
+    per_node = 2 if sharding == "full" else 1  # two nodes, each of which has all of it
+    changes = (*model, f"device.sharding={sharding}")
     with pytest.raises(AssertionError, match=r"gradients of different parameters in this step, .*find_unused_param"):
-        in_world(2, train_here, str(tmp_path / "run"), (*model, "device.sharding=full"), str(RECIPE))
+        in_world(2, on_nodes, per_node, str(tmp_path / "run"), changes, str(RECIPE))
 
 
 def test_an_error_in_an_evaluation_of_one_ends_all(tmp_path: Path) -> None:

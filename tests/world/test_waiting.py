@@ -228,14 +228,17 @@ def test_a_machine_that_does_not_come_is_named_with_its_ranks() -> None:
 
 
 IN_COMPILED_CODE = """
-import signal, sys, threading, time
+import math, signal, sys, threading, time
 from datetime import timedelta
+from pathlib import Path
 import torch.distributed as dist
 from launcher.errors import PeerError
 from launcher.launch.postmortem import watched
 from launcher.world.progress import running
 from launcher.world.signals import listening
-from launcher.world.waiting import Wait, guarded
+from launcher.world import waiting
+from launcher.world.waiting import Wait, guarded, stoppable
+from launcher.world.watchdog import Watch
 from launcher.world.world import World
 
 store = dist.TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=600))
@@ -246,6 +249,8 @@ with listening():
     {wait}
 """
 GUARDED = "with guarded(Wait('rank 1 of 2', {seconds}), world): never()"
+BUILDS = "waiting._BUILDING_SECONDS = 1; never = stoppable()(never); never()"
+HANGS = "with Watch(math.inf, False, Path('/no/run'), world, patience=1).watching(): running(); never()"
 RESET = "Connection reset by peer"
 LEFT = "with watched(world, ''): signal.raise_signal(signal.SIGTERM);"
 ENDS = {
@@ -255,6 +260,8 @@ ENDS = {
     "as rank 0 of srun": ("srun", False, GUARDED, [signal.SIGTERM], 75),
     "Ctrl-C": ("by hand", False, GUARDED, [signal.SIGINT], 75),
     "Ctrl-C twice, while training": ("by hand", False, "never()", [signal.SIGINT, signal.SIGINT], 130),
+    "while a model is built": ("by hand", False, BUILDS, [signal.SIGTERM], 75),
+    "in a step that hangs": ("by hand", False, HANGS, [signal.SIGTERM], 1),
     "another, asked too, has left before": ("by hand", False, f"{LEFT} raise RuntimeError('{RESET}')", [], 75),
     "or while it waited for that one": ("by hand", False, f"{LEFT} raise PeerError('rank 0 ended')", [], 75),
     "or in the midst of training": ("by hand", False, f"{LEFT} running(); raise PeerError('rank 0 ended')", [], 1),
@@ -285,8 +292,11 @@ def test_who_waits_in_compiled_code_can_be_ended(case: str) -> None:
         process.kill()
     assert process.returncode == code, screen
     if code in (75, 0):
-        whom = "rank 1 of 2" if "guarded" in wait else "the other ranks"
+        whom = {GUARDED: "rank 1 of 2", BUILDS: "data and model to be built"}.get(ENDS[case][2], "the other ranks")
         assert f"launcher: stopped while waiting for {whom}; nothing is lost" in screen
+    if "Watch" in wait:
+        assert "launcher: rank 0 of 2" in screen
+        assert "asked to stop, and no progress for 1 s (launch.meeting_timeout)" in screen
     if code == 1 and "guarded" in wait:
         assert "launch.meeting_timeout: waited 1 seconds for rank 1 of 2" in screen
 

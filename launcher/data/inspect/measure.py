@@ -66,7 +66,7 @@ class Field:
             return None
         if self.value.is_nested or self.value.is_quantized:
             return None
-        return self.value.detach().double().numpy()
+        return self.value.detach().cpu().double().numpy()
 
     @property
     def is_pictures(self) -> bool:

@@ -26,7 +26,7 @@ from launcher.data.load import Data
 from launcher.data.loaders import EvaluationLoader, TrainLoader
 from launcher.data.streams import StreamLoader
 from launcher.data.subsets import innermost, name_of
-from launcher.text import counted, short
+from launcher.text import counted, printable, short
 from launcher.world.world import World, usable_cpus
 
 _BAR = 30  # characters of the most frequent class
@@ -78,11 +78,12 @@ def show(data: Data, layout: Layout, world: World, wishes: Wishes) -> Iterator[s
 
 def _titled(title: str, lines: Sequence[str]) -> Iterator[str]:
     yield f"\n{title}"
-    yield from (f"  {line}" for line in lines)
+    yield from (f"  {printable(line)}" for line in lines)  # names in it are anybody's
 
 
 def _table(rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
     """Cells in columns; `right` has an `r` for each column that is set to the right, as in `-rr`."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligns = right.ljust(len(widths), "-")
     return [
@@ -102,7 +103,7 @@ def _sets(data: Data) -> Iterator[str]:
             for name, loader in sets.items()
         ]
     yield from _titled("data sets", _table([("", "samples", "", ""), *rows], "-r"))
-    yield from (f"  {note}" for note in data.notes)
+    yield from (f"  {printable(note)}" for note in data.notes)
 
 
 def _epoch(data: Data) -> str:

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ _ONCE = ("--hold", "-H")
 _ONCE_WITH_VALUE = ("--begin", "-b", "--dependency", "-d", "--deadline")
 _EXCLUDE = "--exclude"
 _LEAVING_SECONDS = 60.0  # what a job that is ending may take until the next one begins
-_UNHEARD = 128 + signal.SIGUSR2  # of a rank that was asked to save while Python itself was loaded
+# how a rank ends that is asked to stop while Python itself is loaded, or while it waits for such a one
+_UNHEARD = {-signal.SIGUSR2, -signal.SIGTERM, EXIT_PREEMPTED}
 NO_PROGRESS_STARTS = 3  # so many starts in a row from the same step, and a job is stopped
 
 
@@ -128,7 +130,7 @@ class Ending:
             say(f"job {self.job} has been started again elsewhere: there is nothing left to do here")
             return EXIT_DONE
         ending = self
-        if self.code not in (EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE):
+        if self.code not in (EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE) and not self._was_unheard:
             failure, code = self._failure(float(last.get("time", 0.0)))
             ending = replace(self, code=code)
             if failure is not None:
@@ -141,7 +143,16 @@ class Ending:
         if is_cancelled or code not in (EXIT_DONE, EXIT_PREEMPTED):  # where nothing has begun, nobody else says so
             _close(self.folder, "stopped" if is_cancelled else "failed")
         shutil.rmtree(Notes(self.folder).folder, ignore_errors=True)
+        if submission.cancelled:  # or the job would be a success, for which others may wait
+            with ignoring("SIGTERM"), suppress(LauncherError):
+                slurm.cancel([self.job])
         return code
+
+    @property
+    def _was_unheard(self) -> bool:
+        """Whether the ranks were asked to stop before they could hear it: srun ends others so, but one fails first."""
+        codes = {task_exit.exit_code for task_exit in exits_in(self._log)}
+        return self.code == 128 + signal.SIGUSR2 or bool(codes and codes <= _UNHEARD)
 
     def _failure(self, began: float) -> tuple[Failure | None, int]:
         """What made this start fail, from the report of its ranks, or from what srun said of one that left no word.
@@ -193,9 +204,12 @@ class Ending:
         ):
             return EXIT_USAGE  # srun ends with what the others were ended with
         is_cancelled = self.cancelled or submission.cancelled
-        if self.code == _UNHEARD and not state and not is_cancelled and len(submission.starts) <= self.max_requeues:
+        is_script = self.code == EXIT_PREEMPTED and _step(self.folder) is None  # which has said that it has saved
+        if self.code != EXIT_DONE and self._was_unheard and not state and not is_script:
             say("asked to save before there was anything to save")
-            return self._again(submission, say)
+            if not is_cancelled and len(submission.starts) <= self.max_requeues:
+                return self._again(submission, say)
+            return EXIT_DONE if submission.cancelled else self.code
         # torchrun and accelerate end with codes of their own: then only the run itself says that it has saved
         if self.code != EXIT_PREEMPTED and state != "stopped":
             is_lost = self.cancelled and state not in ("finished", "")  # srun that is cancelled itself ends with 0

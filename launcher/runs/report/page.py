@@ -21,7 +21,7 @@ from launcher import text
 from launcher.errors import LauncherError, UsageError
 from launcher.recipe.inputs import unreadable
 from launcher.recipe.masking import masked, masked_in
-from launcher.runs.differing import differing, label_of
+from launcher.runs.differing import differing, label_of, shown
 from launcher.runs.metrics import METRICS_FILE
 from launcher.runs.reading import Run
 from launcher.runs.report.charts import Chart, Series, charts_of, steps_per_epoch
@@ -143,7 +143,7 @@ def told(runs: Sequence[Run], say: Callable[[str], None] = lambda _: None) -> li
             raise LauncherError("none of these runs can be shown; see what is reported for each")
     folders = [entry.run.folder.resolve().parts for entry in named]
     depth = next((n for n in range(1, 20) if len({parts[-n:] for parts in folders}) == len(folders)), 20)
-    differences = differing([entry.run for entry in named])
+    differences = shown(differing([entry.run for entry in named]))
     labels = [label_of(differences[entry.run]) for entry in named]
     if len({entry.run.name for entry in named}) > 1:
         labels = [f"{entry.run.name} {label}".strip() for entry, label in zip(named, labels, strict=True)]

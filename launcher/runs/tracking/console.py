@@ -34,7 +34,7 @@ from launcher.runs.tracking.scores import (
     title_of,
     training_numbers,
 )
-from launcher.text import duration, number
+from launcher.text import duration, number, printable, printable_block
 from launcher.world.screen import Wrapped, made_steady
 
 REDRAW_SECONDS = 0.25
@@ -172,11 +172,11 @@ class Plain(Console):
 
     def message(self, text: str) -> None:
         """The text as it is."""
-        self.say(Text(text))
+        self.say(Text(printable_block(text)))
 
     def warn(self, text: str) -> None:
         """The text, to the same place as all else, so that it stands where it happened."""
-        self.say(Text(text, "yellow"))
+        self.say(Text(printable_block(text), "yellow"))
 
     def evaluating(self, done: int, total: int, split: str) -> None:
         """One line for each minute of a long evaluation."""
@@ -198,7 +198,7 @@ class Plain(Console):
 
     def show_table(self, table: Table) -> None:
         """Writes the table as text."""
-        rich = Rich(file=io.StringIO(), width=200, color_system=None, force_terminal=False, force_jupyter=False)
+        rich = _rich(file=io.StringIO(), width=200, color_system=None, force_terminal=False, force_jupyter=False)
         _write("\n".join(["", *(line.rstrip() for line in _rendered(rich, table).splitlines()), ""]))
 
     def _columns(self, summary: Sequence[Line]) -> dict[str, Line]:
@@ -233,7 +233,7 @@ class Terminal(Plain):
         super().__init__(run, scores)
         # Past sys.stdout, which may be copied to a log: redrawn lines are nothing to keep.
         self._screen = made_steady(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace"))
-        self._rich = Rich(file=io.StringIO(), highlight=False, force_terminal=True)
+        self._rich = _rich(file=io.StringIO(), highlight=False, force_terminal=True)
         self._streams: list[Aside] = []
         self._evaluation: Text | None = None
         self._is_drawn = False
@@ -368,13 +368,13 @@ def _table(columns: Mapping[str, Line]) -> Table:
     for title in columns:
         table.add_column(title, justify="right")
     for name in names:
-        table.add_row(name, *(_cell(name, line) for line in columns.values()))
+        table.add_row(printable(name), *(_cell(name, line) for line in columns.values()))
     return table
 
 
 def tables(lines: Sequence[Line]) -> str:
     """Evaluations as a table, and one more for each set that has metrics with a value for each class."""
-    rich = Rich(force_jupyter=False)
+    rich = _rich(force_jupyter=False)
     rendered_tables = [_rendered(rich, _table({title_of(line): line for line in lines}))]
     for line in lines:
         listed = {name: value for name, value in line.items() if isinstance(value, list)}
@@ -388,7 +388,7 @@ def _by_class(title: str, listed: Mapping[str, Sequence[Any]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     table.add_column(f"{title}, class", style=LABEL)
     for name in listed:
-        table.add_column(name, justify="right")
+        table.add_column(printable(name), justify="right")
     for place in range(max(map(len, listed.values()))):
         cells = (values[place] if place < len(values) else None for values in listed.values())
         table.add_row(str(place), *map(_in_words, cells))
@@ -407,6 +407,11 @@ def _cell(name: str, line: Line) -> str:
     if value is None:
         return ""
     return f"{value:.2f}" if name == "epoch" else number(value)
+
+
+def _rich(**settings: Any) -> Rich:
+    """A console that takes no `[` in a name for markup, and no `:x:` for a picture."""
+    return Rich(markup=False, emoji=False, **settings)
 
 
 def _rendered(rich: Rich, *parts: Text | Table, end: str = "\n") -> str:

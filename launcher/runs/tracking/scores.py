@@ -16,7 +16,7 @@ from rich.text import Text
 from launcher.recipe.directory import shortest
 from launcher.recipe.line_keys import LINE_KEYS
 from launcher.runs.metrics import Line
-from launcher.text import duration, number, short, short_exponent
+from launcher.text import duration, number, printable, short, short_exponent
 
 _NOT_METRICS = LINE_KEYS - {"loss"}
 GOOD, BAD, LABEL = "green", "red", "dim"
@@ -60,7 +60,7 @@ def metrics_in(line: Line) -> dict[str, Any]:
 
 def title_of(line: Line) -> str:
     """The split and the set of a line: `validation clean`."""
-    return " ".join(str(line[key]) for key in ("split", "name") if key in line)
+    return printable(" ".join(str(line[key]) for key in ("split", "name") if key in line))
 
 
 def joined(parts: Iterable[Text]) -> Text:
@@ -70,7 +70,7 @@ def joined(parts: Iterable[Text]) -> Text:
 
 def pair(label: str, value: str, style: str = "") -> Text:
     """A number with what it is before it."""
-    return Text.assemble((f"{label} ", LABEL), (value, style))
+    return Text.assemble((f"{printable(label)} ", LABEL), (value, style))
 
 
 class Scores:

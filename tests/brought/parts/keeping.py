@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from typing import Any
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +66,62 @@ class Recurrent(nn.Module):
             self.state = after.mean(0, keepdim=True).detach()
         out: Tensor = self.line(after)
         return out
+
+
+class Phase(Enum):
+    """Of a training."""
+
+    FIRST = 1
+    SECOND = 2
+    LAST = 3
+
+
+class Mean(NamedTuple):
+    """A running one."""
+
+    value: float
+    steps: int
+
+
+@dataclass(slots=True)
+class Meter:
+    """Without a `__dict__`."""
+
+    total: Fraction = Fraction(0)
+
+
+class OfEveryKind(Lin):
+    """Moves values of every kind in training, and scales by what they come to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase, self.mean, self.seen = Phase.FIRST, Mean(0.0, 0), frozenset[int]()
+        self.numbers, self.turns, self.rest = itertools.count(1), itertools.cycle((1, 2, 3)), iter(range(1, 99))
+        self.meter, self.space = Meter(), SimpleNamespace(deep={"a": [{"b": [0]}]})
+        self.rows, self.names = np.zeros(1, [("n", "i8")]), np.array([None, 0.0])
+        self.losses, self.queue = [0.0] * 2000, torch.zeros(2**21 + 1, dtype=torch.float64)
+        self.scale = 0.0
+
+    def _moved(self) -> float:
+        self.phase = Phase(min(self.phase.value + 1, 3))
+        self.mean = Mean(self.mean.value / 2 + 1, self.mean.steps + 1)
+        self.seen |= {self.mean.steps}
+        self.meter.total += Fraction(1, 3)
+        self.space.deep["a"][0]["b"][0] += 1
+        self.rows["n"] += 1
+        self.names[1] += 1
+        self.losses[-1] += 1
+        self.queue += 1
+        self.line.weight.steps = getattr(self.line.weight, "steps", 0) + 1  # type: ignore[attr-defined]  # as many do
+        values = self.phase.value, self.mean.value, len(self.seen), float(self.meter.total), *self.rows["n"]
+        steps = next(self.numbers), next(self.turns), next(self.rest), self.line.weight.steps  # type: ignore[attr-defined]
+        inner = self.space.deep["a"][0]["b"][0], self.names[1], self.losses[-1], float(self.queue[-1])
+        return 0.01 * sum((*values, *steps, *inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.scale = self._moved()
+        return super().forward(x) * (1 + self.scale)
 
 
 class Tempered(Lin):
@@ -272,3 +333,38 @@ def and_cleared(model: Any, batch: Any, at: Any = None) -> dict[str, Any]:
 def of_two(model: Any, batch: Any) -> dict[str, Any]:
     """Takes no `at`."""
     return {"loss": F.mse_loss(model(batch[0]), batch[1])}
+
+
+# ---------------------------------------------------------------------- of odd form: what a forward makes, and refuses
+
+
+class Slopes(Lin):
+    """Fills a buffer that was registered as None when it is first called, as ALiBi's in x-transformers."""
+
+    bias: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias
+        if bias is None:
+            bias = torch.linspace(0, 1, 4, dtype=x.dtype)
+            self.register_buffer("bias", bias, persistent=False)
+        return super().forward(x * bias)
+
+
+class Irreps(tuple[int, ...]):
+    """A tuple without a length, as e3nn's are."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class Described(Lin):
+    """Is described by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.irreps = Irreps((1, 3))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -422,6 +423,38 @@ class Extra(Lin):
 
     def set_extra_state(self, state: Any) -> None:
         self.calls = state["calls"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return super().forward(x) * (1 + 0.1 * self.calls)
+
+
+class ExtraArray(Extra):
+    """The same, given as an array."""
+
+    def get_extra_state(self) -> Any:
+        return np.array([self.calls])
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls = int(state[0])
+
+
+class Numbered(Lin):
+    """Its state_dict has a number and a word beside the tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        state = super().state_dict(*args, **kwargs)
+        state["calls"], state["made by"] = self.calls, "hand"
+        return state
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        tensors = {name: value for name, value in state_dict.items() if isinstance(value, Tensor)}
+        self.calls = state_dict["calls"]
+        return super().load_state_dict(tensors, strict, assign)
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += self.training

@@ -91,6 +91,15 @@ class Wide(Own):
         parameter.sub_(sums.to(parameter.dtype), alpha=group["lr"])
 
 
+class Sparse(Own):
+    """Sums that are kept sparse."""
+
+    def move(self, parameter: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        sums = grad + (state["sums"].to_dense() if state else 0)
+        state["sums"] = sums.to_sparse()
+        parameter.sub_(sums, alpha=group["lr"] / 3)
+
+
 class Lazy(Own):
     """Steps every second time, on what it has gathered."""
 

@@ -298,6 +298,13 @@ class Epochs(Reg):
         return self.x[index] * (1 + self.epoch), self.y[index]
 
 
+class EpochsForgotten(Epochs):
+    """Its `get_batch` does not know of them."""
+
+    def get_batch(self, indices: Tensor) -> Any:
+        return self.x[indices], self.y[indices]
+
+
 class EpochCollate:
     """A collate that is told the epoch."""
 

@@ -413,6 +413,27 @@ def test_a_job_whose_ranks_were_asked_too_early_goes_on(tmp_path: Path) -> None:
     assert Ending(run, "7", 128 + signal.SIGUSR2, cancelled=True).settle(said.append) == 128 + signal.SIGUSR2
 
 
+@pytest.mark.parametrize(
+    ("how", "code"), [("Terminated", 75), ("Exited with exit code 75", 75), ("Exited with exit code 1", 143)]
+)
+def test_ranks_that_were_asked_before_python_listened_have_not_failed(tmp_path: Path, how: str, code: int) -> None:
+    run, said = tmp_path / "run", list[str]()
+    (run / "logs").mkdir(parents=True)
+    mark_submitted(run, Submission(job="7"))
+    begin(run, "7", 20)
+    exits = f"srun: error: node1: task 0: {how}\nsrun: error: node0: task 1: Terminated\n"
+    (run / "logs" / "slurm-7.out").write_text(f"launcher: start 1 of job 7\n{exits}")
+    assert Ending(run, "7", 143).settle(said.append) == code, said
+    assert ("asked to save before there was anything to save" in said) == (code == 75)
+    if how.endswith("75"):  # all have heard it, while data and model were built
+        said.clear()
+        assert Ending(run, "7", 75).settle(said.append) == 75
+        assert "asked to save before there was anything to save" in said
+    write_json(run / "slurm.json", {**read_json(run / "slurm.json"), "cancelled": True})
+    assert Ending(run, "7", 143).settle(said.append) == (0 if code == 75 else 143)  # SLURM calls the job cancelled
+    assert Run(run).state == ("stopped" if code == 75 else "failed")
+
+
 def test_a_save_that_takes_long_gets_more_time(tmp_path: Path) -> None:
     run, said = started(tmp_path / "run", 0, 10), list[str]()
     with (run / "events.jsonl").open("a") as file:

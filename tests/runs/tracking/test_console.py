@@ -48,6 +48,20 @@ def test_rates_and_times_are_short() -> None:
     ]
 
 
+def test_names_are_neither_markup_nor_escape_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "[/]:heart:\x1b[2J"
+    tracking = track(tmp_path)
+    tracking.start([])
+    tracking.log(train_line(1000))
+    tracking.log(validation_line(1000, name=odd, **{odd: 0.5}))
+    tracking.close("finished", [validation_line(1000, name=odd, **{odd: 0.5})])
+    print(tables([{"split": "validation", "name": odd, "step": 1, odd: [0.5, 0.5]}]))
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert shown.count("[/]:heart:\\x1b[2J") >= 4
+    assert "the display failed" not in shown
+
+
 def test_plain_lines_have_no_escape_codes_and_do_not_wrap(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,35 @@ class Sparing(Net):
         return logits + 0.1 * added
 
 
+class Clamping(Net):
+    """Keeps a weight small in forward, though none is large yet."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.norm.weight.data.clamp_(-9.0, 9.0)
+        return super().forward(tokens)
+
+
+class Replacing(Net):
+    """The same, by other memory."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.norm.weight.data = self.norm.weight.data.clamp(-9.0, 9.0)
+        return super().forward(tokens)
+
+
+class Slopes(Net):
+    """Gives what it is and how steep, which is learned too: torch would end the process."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = start = self.tokens(tokens)
+            for block in self.blocks:
+                x = block(x)
+            (slope,) = torch.autograd.grad(x.sum(), start, create_graph=True)
+        logits: Tensor = self.head(x + slope)
+        return logits.transpose(1, 2)
+
+
 class Hollow(Net):
     """A parameter of nothing."""
 
