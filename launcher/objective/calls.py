@@ -241,7 +241,7 @@ class Caller:
             return float(value), [
                 torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)
             ]
-        except (RuntimeError, TypeError, AttributeError):  # no gradient reaches the outputs, or it gives no tensor
+        except Exception:  # no gradient reaches the outputs, or it gives something else than a tensor
             return 0.0, []
 
     def _take(self, dtype: torch.dtype | None) -> None:
