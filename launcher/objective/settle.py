@@ -26,7 +26,7 @@ from launcher.recipe.build import Builder
 from launcher.text import words_of
 
 _NEARLY = 1e-3  # off the whole: as a mean is over a count and a small constant beside it
-_ELEMENTS = ("kept", "elements", "weights", "present", "mask", "positive", "unlike")
+_ELEMENTS = ("kept", "elements", "weights", "present", "mask", "outside", "positive", "from zero", "unlike")
 _OF_PER = {"sample": ("samples", "rows"), "element": _ELEMENTS, "sum": ("sum",), "batch": ("batch",)}
 
 
@@ -310,9 +310,9 @@ def _is_counted(objective: Objective, term: Term | None) -> bool:
 def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
     plain = {"samples", "rows", "elements", "present", "filled", "told", "planes", reading.kind}
-    plain |= set() if reading.kind == "unlike" else {"positive", "unlike"}
+    plain |= set() if reading.kind == "unlike" else {"positive", "from zero", "unlike"}
     others = [other for other in also if other.kind not in plain]
-    if reading.kind == "mask":  # of which the sum is the count
+    if reading.kind in ("mask", "outside"):  # of which the sum is the count
         others = [other for other in others if other.where != reading.where]
     if not others:
         return reading
