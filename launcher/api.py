@@ -241,7 +241,7 @@ def load(run: str | os.PathLike[str], *, model: nn.Module | None = None, cpu: bo
     Args:
         run: A run by its folder or name (`latest`, `digits@2`), a checkpoint, or a file of weights inside a run.
         model: Gets the weights, where it is, in place of one that is made as the recipe says: for a run whose model
-            was passed in as an object.
+            was passed in as an object. An adapter's weights go into a model that stands on the same base.
         cpu: Use the CPU even if there is a GPU.
 
     Returns:

@@ -96,12 +96,26 @@ def _loaded(folder: Path, model: Built, fresh: Callable[[], Built]) -> nn.Module
             import peft
 
             adapted: Any = fresh().module
-            has_layers = hasattr(adapted, "unload")  # a prompt stands beside the base, not in its layers
-            base = adapted.unload() if has_layers else adapted.get_base_model()
-            again: Any = peft.PeftModel.from_pretrained(base, str(folder))
+            again: Any = peft.PeftModel.from_pretrained(_base_of(adapted), str(folder))
         else:
             again = type(module).from_pretrained(str(folder))
     return again.to(first.device).eval()  # type: ignore[no-any-return]  # from_pretrained is Any
+
+
+def _base_of(adapted: Any) -> nn.Module:
+    """The model that peft has adapted, as it was before."""
+    if not hasattr(adapted, "unload"):  # a prompt stands beside the base, not in its layers
+        base: nn.Module = adapted.get_base_model()
+        return base
+    try:
+        base = adapted.unload()
+    except Exception as error:  # AdaLoRA's, in peft 0.21
+        kind = type(adapted.peft_config["default"]).__name__.removesuffix("Config")
+        message = (
+            f"peft cannot take {kind} off its model again, to compare what it saves ({type(error).__name__}: {error})"
+        )
+        raise LauncherError(message) from error
+    return base
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from launcher.checkpoints.format import TRAINING, Checkpoint
 from launcher.checkpoints.plain import restored
 from launcher.checkpoints.weights import find_weights, read_weights, stored_weights
 from launcher.errors import UsageError
-from launcher.model.adapt import Built, changed_base
+from launcher.model.adapt import Base, Built, changed_base
 from launcher.model.bfloat16 import held_for_a_while
 from launcher.model.build import Model
 from launcher.model.rows import read_whole
@@ -58,12 +58,7 @@ class Saved:
     @property
     def at(self) -> tuple[int, float]:
         """Optimizer steps that made them, and passes over the data; zeros where that is not known."""
-        if isinstance(self.source, Checkpoint):
-            return self.source.step, round(float(self.source.manifest["epoch"]), 6)
-        status = runs.read_json(self.source.parent / runs.STATUS_FILE)
-        is_final = any(self._is_final(average) for average in ("", *runs.AVERAGES))
-        entry = status.get("weights", {}) if is_final else {}
-        return int(entry.get("step", 0)), float(entry.get("epoch", 0.0))
+        return _made_at(self.source)
 
     def weights(self) -> Mapping[str, Any]:
         """The unwrapped state_dict, on the CPU: tensors that are read when they are used, or ones in files.
@@ -78,22 +73,20 @@ class Saved:
         if isinstance(self.source, Checkpoint):
             average = self.source.lazily(TRAINING).get("average")
             return {**self.weights(), **average["parameters"]} if average else None
-        beside = [runs.weights_of(self.source.parent, kind) for kind in ("ema", "swa")] if self._is_final() else []
+        beside = (
+            [runs.weights_of(self.source.parent, kind) for kind in ("ema", "swa")] if _is_final(self.source) else []
+        )
         there = next((path for path in beside if path is not None), None)
         return stored_weights(there) if there is not None else None
 
-    def _is_final(self, average: str = "") -> bool:
-        """Whether these are final weights of a run, or an average of them."""
-        return isinstance(self.source, Path) and self.source in runs.weights_files(self.source.parent, average)
-
     def readings(self) -> Mapping[str, Any]:
         """What each loss is a mean over, as the run found it; empty where no checkpoint is beside these weights."""
-        source = self._checkpoint()
+        source = _checkpoint_of(self.source)
         return source.manifest.get("loss", {}) if source is not None else {}
 
     def losses(self) -> Mapping[str, Any]:
         """States of losses and step functions, by key, as `weights`; empty where none are beside these weights."""
-        source = self._checkpoint()
+        source = _checkpoint_of(self.source)
         training = source.lazily(TRAINING) if source is not None else {}
         own = {name: state for name, state in training.items() if name.partition(".")[0] in ("loss", "train", "batch")}
         return {name: restored(state) for name, state in own.items()}
@@ -106,17 +99,36 @@ class Saved:
 
     def base(self) -> str:
         """The hash of the base that an adapter among these weights was trained on; empty where that is not known."""
-        source = self._checkpoint()
-        return str(source.manifest.get("base", "")) if source is not None else ""
+        return _base_of(self.source)
 
-    def _checkpoint(self) -> Checkpoint | None:
-        """The checkpoint that these weights are of."""
-        if isinstance(self.source, Checkpoint):
-            return self.source
-        if self._is_final():
-            with suppress(checkpoints.DamagedError):
-                return checkpoints.verify(self.source.parent / "checkpoints" / checkpoints.name_of(self.at[0]))
-        return None
+
+def _made_at(source: Path | Checkpoint) -> tuple[int, float]:
+    """Optimizer steps that made weights, and passes over the data; zeros where that is not known."""
+    if isinstance(source, Checkpoint):
+        return source.step, round(float(source.manifest["epoch"]), 6)
+    is_final = any(_is_final(source, average) for average in ("", *runs.AVERAGES))
+    entry = runs.read_json(source.parent / runs.STATUS_FILE).get("weights", {}) if is_final else {}
+    return int(entry.get("step", 0)), float(entry.get("epoch", 0.0))
+
+
+def _is_final(source: Path | Checkpoint, average: str = "") -> bool:
+    """Whether these are final weights of a run, or an average of them."""
+    return isinstance(source, Path) and source in runs.weights_files(source.parent, average)
+
+
+def _checkpoint_of(source: Path | Checkpoint) -> Checkpoint | None:
+    """The checkpoint that weights are of."""
+    if isinstance(source, Checkpoint):
+        return source
+    if _is_final(source):
+        with suppress(checkpoints.DamagedError):
+            return checkpoints.verify(source.parent / "checkpoints" / checkpoints.name_of(_made_at(source)[0]))
+    return None
+
+
+def _base_of(source: Path | Checkpoint) -> str:
+    checkpoint = _checkpoint_of(source)
+    return str(checkpoint.manifest.get("base", "")) if checkpoint is not None else ""
 
 
 def builder_of(saved: Saved) -> Builder:
@@ -161,13 +173,18 @@ def fill(model: Built | Model, saved: Saved, shards: Shards | None = None) -> No
 
 
 def take_weights(model: nn.Module, source: Path | Checkpoint) -> None:
-    """Puts saved weights into a module, wherever it comes from.
+    """Puts saved weights into a module, wherever it comes from; an adapter's into one that stands on its own base.
 
     Raises:
-        UsageError: They do not fit.
+        UsageError: They do not fit, or its frozen base is another.
     """
+    weights, kept = read_weights(source), _base_of(source)
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False) if name not in weights)
+    built = Built(model, Base(frozenset(names), {}) if kept else None)
     with _fitting(_place_of(source), "the model"):
-        model.load_state_dict(read_weights(source))
+        built.load_state_dict(weights)
+    if kept and (now := built.base_sha256()) != kept:
+        raise UsageError(changed_base(_place_of(source), kept, now, "the model that you pass"))
 
 
 @contextmanager

@@ -129,16 +129,22 @@ def rehearse(recipe: Recipe, builder: Builder, world: World, say: Say, *, on_gpu
             raise RecipeError([_problem(recipe, *few)])
         _check_schedule(recipe, state)
         with _stage(recipe, ("loss",), "measuring what it is a mean over"):
-            with as_it_was(state):
-                settle_losses(
-                    builder,
-                    state.objective,
-                    model.bare,
-                    data,
-                    device.coordinator,
-                    end=state.length.last,
-                    processes=world.size,
-                )
+            try:
+                with as_it_was(state):
+                    settle_losses(
+                        builder,
+                        state.objective,
+                        model.bare,
+                        data,
+                        device.coordinator,
+                        end=state.length.last,
+                        processes=world.size,
+                    )
+            except LauncherError:
+                raise
+            except Exception:  # of somebody's model or loss, with one sample or with all: a step says whose it is
+                _rehearse_first_step(recipe, small, builder, state, world, say)
+                raise
             depends, drawn = dependence_of(state), drawn_validation(data)
         on_two, warned = _rehearse_first_step(recipe, small, builder, state, world, say)
         shared = _rehearse_sharded(recipe, small, builder, on_two, world, say)

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
@@ -27,7 +27,7 @@ from torch import nn
 from launcher.checkpoints.format import copied
 from launcher.checkpoints.sameness import same
 from launcher.evaluation.values import as_it_stands, is_iterator
-from launcher.internals import changes_of, has_storage, parts_of
+from launcher.internals import changes_of, has_storage, names_within, parts_of
 from launcher.model.build import is_expanded
 from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
@@ -116,7 +116,7 @@ class Unmoved:
         elif isinstance(thing, bytearray | array.array):
             self._back.append(partial(_put_items_back, thing, thing[:]))
         elif isinstance(thing, tuple):
-            self._keep_all(thing, depth)
+            self._keep_all(tuple.__iter__(thing), depth)
         elif (generator := of_generator(thing)) is not None:
             state, take = generator
             self._back.append(partial(take, state))
@@ -134,7 +134,7 @@ class Unmoved:
             self._keep_numbers(buffer)
         for tensor in tensors_of(module).values():
             self._keep_attributes(tensor, depth)
-        self._back.append(partial(_put_buffers_back, module, buffers))
+        self._back.append(partial(_put_buffers_back, module, buffers, frozenset(names_within(module))))
         own = {key: value for key, value in vars(module).items() if key not in _REGISTERED}
         self._back.append(partial(_put_attributes_back, vars(module), self._standing(own), _REGISTERED))
         self._keep_all(own.values(), depth)
@@ -357,9 +357,12 @@ def _put_numbers_back(tensor: torch.Tensor, before: torch.Tensor) -> None:
         tensor.data = before.clone()
 
 
-def _put_buffers_back(module: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+def _put_buffers_back(module: nn.Module, before: Mapping[str, torch.Tensor], registered: Container[str]) -> None:
     for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False) if name not in before]:
-        delattr(module, name)
+        if name in registered:  # as None, to be filled by a forward
+            setattr(module, name, None)
+        else:
+            delattr(module, name)
     for name, buffer in before.items():
         if getattr(module, name, None) is not buffer:
             setattr(module, name, buffer)

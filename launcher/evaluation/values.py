@@ -61,7 +61,7 @@ def taken_apart(value: Any) -> Apart | None:
     if (base := next((base for base in _BASES if isinstance(value, base) and kind is not base), None)) is not None:
         if isinstance(value, np.generic):
             return None
-        return Apart(name_of_class(kind), (*value,) if base is tuple else (base(value),))
+        return Apart(name_of_class(kind), (*tuple.__iter__(value),) if base is tuple else (base(value),))
     if kind is partial:
         return Apart("functools.partial", (value.func, value.args, tuple(value.keywords.items())))
     if kind in _KINDS or is_iterator(value):

@@ -112,10 +112,10 @@ def load_own(module: nn.Module, base: Base | None, weights: Mapping[str, Any]) -
         raise RuntimeError(f"the adapter's weights do not fit {class_of(module).__name__}; {what}")
 
 
-def changed_base(label: str, kept: str, now: str) -> str:
+def changed_base(label: str, kept: str, now: str, giver: str = "what `model` gives now") -> str:
     """What to say where the base is not the one that an adapter was trained on."""
     return (
-        f"{label}: its adapter was trained on a base of sha256 {kept[:12]}…, and what `model` gives now has "
+        f"{label}: its adapter was trained on a base of sha256 {kept[:12]}…, and {giver} has "
         f"{now[:12]}…; bring back the weights that it was read from, or train the adapter again"
     )
 

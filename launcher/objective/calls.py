@@ -49,6 +49,7 @@ from launcher.world.screen import unseen
 HOST = torch.device("cpu")
 RANDOM = "its value on the same batch differs from call to call"
 LARGE = 10_000_000  # numbers in the outputs: above, less is tried
+_DESCENT = 12  # steps
 _LARGE_MODEL = 256 * 2**20  # bytes of parameters: above, it is not copied
 
 
@@ -200,11 +201,48 @@ class Caller:
             for draw in itertools.islice(draws(batch), 3 if is_large else None):
                 trials += self._trial(batch, draw, batch.targets, hints, group)
             if not is_large:
-                for outputs, targets, put in injections(batch, hints):
+                for outputs in self._trained(batch) if group == 0 else ():
+                    trials += self._trial(batch, outputs, batch.targets, hints, group)
+                for outputs, targets, put in injections(batch, hints, marks=group == 0):
                     injected += self._trial(batch, outputs, targets, hints, group, put)
         exact = TOLERANCE[torch.float64 if self.dtype is not None else torch.float32]
         tried = frozenset() if is_large else tried_in(joined[0], hints)
         return Found(trials, injected, exact, tried, draws=self.draws)
+
+    def _trained(self, joined: Joined) -> Iterator[Tree]:
+        """The outputs on their way down the loss, as training moves them: where it is small it may be another mean."""
+        outputs, leaves = _with_leaves(joined, self.dtype)
+        first = None
+        for number in range(_DESCENT):
+            with self._drawing(0, 7):
+                value, slopes = self._slopes(outputs, cast(joined.targets, self.dtype), leaves)
+            first = value if first is None else first
+            steep = sum(float(slope.square().sum()) for slope in slopes)
+            if not (math.isfinite(steep) and steep) or abs(value) < 1e-3 * abs(first):
+                return
+            for leaf, slope in zip(leaves, slopes, strict=True):
+                leaf.sub_(slope, alpha=0.5 * abs(value) / steep)  # half of Polyak's step
+            if number % 3 == 2:
+                yield outputs
+
+    def _slopes(self, outputs: Tree, targets: Tree, leaves: Sequence[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+        """The loss and its gradients; none where it has none."""
+        function = copied(self._function)
+        seed_all(0)
+        try:
+            with torch.enable_grad():
+                followed = [leaf.detach().requires_grad_() for leaf in leaves]
+                by_leaf = {id(leaf): one.clone() for leaf, one in zip(leaves, followed, strict=True)}
+                args, kwargs = arguments(
+                    changed(outputs, lambda leaf: by_leaf.get(id(leaf), leaf)), changed(targets, torch.clone)
+                )
+                value = function(*args, **kwargs)
+                slopes = torch.autograd.grad(value.sum(), followed, allow_unused=True)
+            return float(value), [
+                torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)
+            ]
+        except Exception:  # no gradient reaches the outputs, or it gives something else than a tensor
+            return 0.0, []
 
     def _take(self, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
@@ -238,7 +276,8 @@ class Caller:
 
         Where it has no value then, it may still have a part in that of others.
         """
-        first, empty = joined.numbers[0], {"present": math.nan, "told": math.nan, "mask": 0, "positive": 0}
+        first = joined.numbers[0]
+        empty = {"present": math.nan, "told": math.nan, "mask": 0, "outside": 1, "positive": 0}
         empty |= dict.fromkeys(("kept", "filled", "planes", "unlike"), reading.ignored)
         tensor = dict(tensors_in(joined.targets)).get(reading.where)
         if reading.kind not in empty or tensor is None or not tensor.dim() or len(tensor) != sum(joined.numbers):
@@ -277,3 +316,14 @@ class Caller:
                 values[union], counts[union] = value, candidates(those, samples, hints, classes)
         trial = Trial(values, counts, group, put)
         return [trial] if any(trial.splits()) else []
+
+
+def _with_leaves(joined: Joined, dtype: torch.dtype | None) -> tuple[Tree, list[torch.Tensor]]:
+    """The outputs with a copy of each of their tensors, and those copies."""
+    leaves: list[torch.Tensor] = []
+
+    def leaf(tensor: torch.Tensor, _: int) -> torch.Tensor:
+        leaves.append(tensor.detach().to(dtype or tensor.dtype, copy=True))
+        return leaves[-1]
+
+    return joined.over_outputs(leaf), leaves

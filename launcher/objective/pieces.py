@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from launcher.data.parts import changed, refilled_mapping
-from launcher.objective.reading import Hints, Where, is_mask, tensors_in
+from launcher.objective.reading import NOTHING, Hints, Where, is_mask, tensors_in
 
 
 def cast(tree: Any, dtype: torch.dtype | None) -> Any:
@@ -64,6 +64,7 @@ def narrowed_parts(batch: Any, samples: int, start: int, stop: int) -> Any:
 # ---------------------------------------------------------------------- pieces that join
 
 _MOST_CLASSES, _OFTEN = 16, 3  # that may be left out; how often a real number comes that may mean something
+TINY = 1e-6  # above zero: what still counts then is what is above zero, and not above any other number
 
 Tree = Any
 Put = tuple[Where, float]
@@ -251,8 +252,13 @@ def draws(joined: Joined) -> Iterator[Tree]:
     yield joined.over_outputs(lambda tensor, dim: tensor + ramp(tensor, dim) * (tensor.roll(2, dim) - tensor))
 
 
-def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree, Put | None]]:
+def injections(joined: Joined, hints: Hints, *, marks: bool = True) -> Iterator[tuple[Tree, Tree, Put | None]]:
     """Values that may not count, put into the targets: what the samples lack may come later.
+
+    Args:
+        joined: Outputs and targets.
+        hints: Of the loss.
+        marks: Whether to try, once, what people write among real numbers for what is missing.
 
     Yields:
         Outputs, targets, and the place and the value, where it is one that the samples lack there.
@@ -264,9 +270,10 @@ def injections(joined: Joined, hints: Hints) -> Iterator[tuple[Tree, Tree, Put |
         return tensor + 0.05 * (tensor.abs().mean() + 0.5) * noise
 
     tensors = list(tensors_in(joined.targets))[:8]
-    for outputs in (joined.over_outputs(shaken), joined.outputs):
+    for is_first, outputs in ((True, joined.over_outputs(shaken)), (False, joined.outputs)):
         for number, (where, tensor) in enumerate(tensors):
-            for value in _values_for(tensor, number, joined.outputs, hints):
+            values = _values_for(tensor, number, joined.outputs, hints)
+            for value in [*values, *(_marks_for(tensor, number, joined.outputs) if is_first and marks else ())]:
                 holed = torch.where(_holes(tensor, joined, generator), torch.full_like(tensor, value), tensor)
                 targets = changed(joined.targets, functools.partial(_exchanged, tensor, holed))
                 yield outputs, targets, put_into(where, tensor, value)
@@ -320,18 +327,30 @@ def put_into(where: Where, tensor: torch.Tensor, value: float) -> Put | None:
 
 def _values_for(tensor: torch.Tensor, number: int, outputs: Tree, hints: Hints) -> list[float]:
     """What may mean "does not count" in a tensor of targets."""
-    if not tensor.dim() or not tensor.numel():
+    if not tensor.dim() or not tensor.numel() or tensor.is_complex():
         return []
+    of_mask: list[float] = [0] if bool(tensor.any()) else [0, 1]
     if tensor.dtype == torch.bool:
-        return [0]
+        return of_mask
     if tensor.is_floating_point():
-        return [0] if is_mask(tensor) else [math.nan, 0.0][: 1 + (number > 0)]
-    may_mask: list[float] = [0] if number and is_mask(tensor) else []
+        return of_mask if is_mask(tensor) else [math.nan, 0.0][: 1 + (number > 0)]
+    may_mask = of_mask if number and is_mask(tensor) else []
     if not are_classes(tensor, outputs):
         return may_mask
     info = torch.iinfo(tensor.dtype)
     wanted = dict.fromkeys((*may_mask, *hints.ignored, 0, *classes_in(outputs)))
     return [value for value in wanted if info.min <= value <= info.max]
+
+
+def _marks_for(tensor: torch.Tensor, number: int, outputs: Tree) -> list[float]:
+    """What people write for what is missing: among real numbers, and where yes or no is said of each output."""
+    if not tensor.dim() or not tensor.numel() or (number and is_mask(tensor)):
+        return []
+    if tensor.is_floating_point():
+        return [*NOTHING[1:]] if is_mask(tensor) else [*NOTHING[number > 0 :], TINY]
+    is_alike = any(output.shape == tensor.shape for _, output in itertools.islice(tensors_in(outputs), 8))
+    is_signed = tensor.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+    return [*map(int, NOTHING[1:])] if is_alike and is_signed and not number else []
 
 
 def tried_in(joined: Joined, hints: Hints) -> frozenset[Where]:

@@ -62,6 +62,15 @@ def measure(subject: Subject, model: nn.Module, samples: Samples, hints: Hints) 
         return replace(verdict, reading=reading)
 
 
+def call_once(subject: Subject, model: nn.Module, samples: Samples, rows: int) -> None:
+    """Calls what could not be measured with a batch as a step has it; what fails there too raises its own error."""
+    whole = subject if subject.value is not None else as_one(subject)
+    assert whole.value is not None
+    with undisturbed(), twin_of(model) as twin, torch.enable_grad():
+        seed_all(0)
+        whole.value(twin, moved(samples.batch(range(min(rows, samples.number))), device_of(twin)))
+
+
 def _joined(
     subject: Subject, twin: nn.Module, samples: Samples, groups: Sequence[Sequence[Sequence[int]]]
 ) -> list[Joined] | None:

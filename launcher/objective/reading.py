@@ -21,6 +21,7 @@ TOLERANCE = {torch.float64: 2e-6, torch.float32: 5e-5}  # 1e-6 in a denominator 
 Where = tuple[int | str, ...]  # a tensor's place in what is counted: positions and keys
 _BY_SAMPLES = ("samples", "sum", "batch")  # counted without reading a batch
 _INVALID = (-100, -1, 255)  # what people write for "no class"
+NOTHING = (0.0, -1.0, -100.0)  # and among real numbers, for what nobody has measured
 
 
 # ---------------------------------------------------------------------- a reading
@@ -152,8 +153,8 @@ class Reading:
 
 
 def _later(tensor: Any) -> Any:
-    """All but the first of each row."""
-    return tensor[:, 1:]
+    """All but the first of each row; of rows' lengths, one less."""
+    return tensor[:, 1:] if tensor.dim() > 1 else tensor - 1
 
 
 def _of_class(tensor: torch.Tensor, reading: Reading) -> float:
@@ -190,10 +191,12 @@ COUNTS: Mapping[str, Callable[[Any, Reading], float]] = {
     "kept": _of_class,
     "weights": _of_weight,
     "mask": lambda tensor, _: _total(tensor),
+    "outside": lambda tensor, _: float((tensor == 0).sum()),
     "present": lambda tensor, _: float(tensor.numel() - int(tensor.isnan().sum())),
     "lengths": lambda tensor, _: float(tensor.sum()),
     "total": lambda tensor, _: _total(tensor),
     "positive": lambda tensor, _: float((tensor > 0).sum()),
+    "from zero": lambda tensor, _: float((tensor >= 0).sum()),
     "unlike": lambda tensor, reading: float(((tensor != reading.ignored) & ~tensor.isnan()).sum()),
     "filled": lambda tensor, reading: float(_is_something(tensor, reading).flatten(1).any(1).sum()),
     "told": lambda tensor, reading: float(_is_something(tensor, reading).flatten(1).any(1).sum()),
@@ -206,10 +209,12 @@ _WORDS = {
     "kept": "{name} that are not {ignored}",
     "weights": "the class weights of {name}",
     "mask": "what mask {name} lets through",
+    "outside": "what mask {name} leaves out",
     "present": "the elements of {name} that are not NaN",
     "lengths": "the lengths {name}",
     "total": "the sum of the weights {name}",
     "positive": "the elements of {name} above zero",
+    "from zero": "the elements of {name} that are not below zero",
     "unlike": "the elements of {name} that are not {ignored:g}",
     "filled": "the rows of {name} that are not all {ignored}",
     "told": "the rows of {name} that are not all NaN",
@@ -278,8 +283,8 @@ class Hints:
     @classmethod
     def of(cls, loss: Any, user: Callable[[Any], Any] | None = None) -> Hints:
         """The hints of a loss: its `ignore_index` and its `weight`."""
-        index = getattr(loss, "ignore_index", None)
-        own = (index,) if isinstance(index, int) else ()
+        parts = [loss, *(loss.modules() if isinstance(loss, nn.Module) else ())]
+        own = [part.ignore_index for part in parts if isinstance(getattr(part, "ignore_index", None), int)]
         return cls(tuple(dict.fromkeys((*own, *_INVALID))), _class_weights(loss), user)
 
 
@@ -287,13 +292,13 @@ def _class_weights(loss: Any) -> torch.Tensor | None:
     """What may be a weight for each class: `weight`, or a row of numbers that a loss has by any other name."""
     held: list[Any] = [getattr(loss, "weight", None)]
     if isinstance(loss, functools.partial):
-        held += [*loss.keywords.values(), *loss.args]
+        held += [*loss.keywords.values(), *loss.args, *_named_by(loss.func)]
     else:
-        held += [
-            *(loss.buffers(recurse=False) if isinstance(loss, torch.nn.Module) else ()),
-            *getattr(loss, "__dict__", {}).values(),
-        ]
-        held += _contents(getattr(loss, "__closure__", None) or ())
+        modules = loss.modules() if isinstance(loss, nn.Module) else ()
+        held += [*(loss.buffers() if isinstance(loss, nn.Module) else ()), *getattr(loss, "__dict__", {}).values()]
+        held += [value for module in modules for value in vars(module).values()]
+        held += [*getattr(getattr(loss, "__self__", None), "__dict__", {}).values()]
+        held += [*_contents(getattr(loss, "__closure__", None) or ()), *_named_by(loss)]
     rows = [row for row in map(_row_of_numbers, held) if row is not None]
     return next((row for row in rows if bool((row != row.round()).any())), rows[0] if rows else None)
 
@@ -302,6 +307,15 @@ def _contents(cells: Iterable[Any]) -> Iterator[Any]:
     for cell in cells:
         with suppress(ValueError):  # empty
             yield cell.cell_contents
+
+
+def _named_by(loss: Any) -> Iterator[Any]:
+    """What stands beside the code of a loss in its file, and is named in it."""
+    called = type(loss).forward if isinstance(loss, nn.Module) else loss
+    function = getattr(called, "__func__", called)
+    code = getattr(function, "__code__", None)
+    beside = getattr(function, "__globals__", {})
+    return (beside[name] for name in (code.co_names if code else ()) if name in beside)
 
 
 def _row_of_numbers(value: Any) -> torch.Tensor | None:
@@ -328,8 +342,7 @@ def candidates(parts: Any, samples: int, hints: Hints, classes: Iterable[float] 
     for number, (where, tensor) in enumerate(itertools.islice(tensors_in(parts), 16)):
         if tensor.dim():
             for reading in _of_tensor(tensor, where, number, hints, classes):
-                later = tensor[:, 1:] if reading.shifted else tensor
-                counts[reading] = COUNTS[reading.kind](later, reading)
+                counts[reading] = COUNTS[reading.kind](_later(tensor) if reading.shifted else tensor, reading)
     for where, items in itertools.islice(lists_in(parts), 8):
         counts[Reading("rows", where, name=shown(where))] = float(len(items))
     return counts
@@ -348,32 +361,43 @@ def _of_tensor(
     has_places = tensor.dim() > 1
     yield of("rows")
     yield of("elements")
+    if tensor.is_complex():
+        return
     yield from _of_rows(tensor, hints, of)
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         if is_mask(tensor):
-            yield from (of("mask", shifted=shifted) for shifted in (False, True)[: 1 + has_places])
+            yield from _of_mask(has_places, of)
         if tensor.is_floating_point():  # weights may happen to be 0 and 1 in a piece
-            yield from map(of, ("positive", "present", *(("total",) if bool((tensor >= 0).all()) else ())))
-            yield from (of("unlike", ignored=value) for value in classes if isinstance(value, float))
+            yield from map(of, ("positive", "from zero", "present", *(("total",) if bool((tensor >= 0).all()) else ())))
+            may_be = dict.fromkeys((*NOTHING, *(value for value in classes if isinstance(value, float))))
+            yield from (of("unlike", ignored=value) for value in may_be)
         return
-    if number and has_places and is_mask(tensor):
-        yield from (of("mask", shifted=shifted) for shifted in (False, True))
+    if number:
+        yield from _of_mask(has_places, of) if is_mask(tensor) else [of("outside")]
     for ignored in dict.fromkeys((*hints.ignored, 0, *(number for number in classes if isinstance(number, int)))):
         yield of("kept", ignored=ignored)
         if has_places:
             yield of("kept", ignored=ignored, shifted=True)
     yield of("positive")
     if hints.weights is not None and not number:
-        yield of("weights", ignored=hints.ignored[0], weights=hints.weights)
+        own = dict.fromkeys((hints.ignored[0], *(value for value in classes if isinstance(value, int))))
+        yield from (of("weights", ignored=ignored, weights=hints.weights) for ignored in own)
     if number and not has_places and bool((tensor > 0).all()):
-        yield of("lengths")
+        yield from (of("lengths", shifted=shifted) for shifted in (False, True))
     if number and has_places and bool((tensor >= 0).all()):  # a mask may weigh
         yield of("total")
 
 
+def _of_mask(has_places: bool, of: Callable[..., Reading]) -> Iterator[Reading]:
+    """What a mask lets through, and what it leaves out, as masks of padding are meant."""
+    for shifted in (False, True)[: 1 + has_places]:
+        yield of("mask", shifted=shifted)
+        yield of("outside", shifted=shifted)
+
+
 def _of_rows(tensor: torch.Tensor, hints: Hints, of: Callable[..., Reading]) -> Iterator[Reading]:
     """Rows, and planes of them, in which something counts: a loss may leave out samples that have nothing."""
-    if tensor.dim() < 2 or tensor.shape[1:].numel() < 2 or tensor.is_complex():
+    if tensor.dim() < 2 or tensor.shape[1:].numel() < 2:
         return
     if not tensor.is_floating_point() and tensor.dtype != torch.bool:
         yield from (of("filled", ignored=ignored) for ignored in hints.ignored)

@@ -16,7 +16,7 @@ from launcher.device.coordination import Coordinator
 from launcher.errors import LauncherError, RecipeError
 from launcher.objective.calls import copied
 from launcher.objective.loss import COUNT, Objective, Term
-from launcher.objective.probe import measure
+from launcher.objective.probe import call_once, measure
 from launcher.objective.reading import Hints, Reading, tensors_in
 from launcher.objective.run_length import At
 from launcher.objective.split import split_losses
@@ -26,7 +26,7 @@ from launcher.recipe.build import Builder
 from launcher.text import words_of
 
 _NEARLY = 1e-3  # off the whole: as a mean is over a count and a small constant beside it
-_ELEMENTS = ("kept", "elements", "weights", "present", "mask", "positive", "unlike")
+_ELEMENTS = ("kept", "elements", "weights", "present", "mask", "outside", "positive", "from zero", "unlike")
 _OF_PER = {"sample": ("samples", "rows"), "element": _ELEMENTS, "sum": ("sum",), "batch": ("batch",)}
 
 
@@ -37,10 +37,12 @@ class Steps:
     Attributes:
         processes: The world's size.
         pieces: Micro-batches of a process.
+        rows: Samples of a piece.
     """
 
     processes: int
     pieces: int
+    rows: int = 1
 
     @property
     def is_whole(self) -> bool:
@@ -78,9 +80,10 @@ def settle_losses(
 
     Raises:
         RecipeError: A loss cannot be put together from pieces, or nobody can tell how.
+        Exception: What the model or a loss of the user's own raises of a batch as a step has it.
     """
     train = data.train
-    steps = Steps(processes or coordinator.world_size, train.sampler.accumulation(0))
+    steps = _steps_of(train, processes or coordinator.world_size)
     for term in objective.terms:
         if term.reading == Reading("batch") and steps.pieces > 1:
             message = (
@@ -111,6 +114,11 @@ def settle_losses(
         {key: _settled(*objective.part(key), model, samples, steps, end) for key in open_keys},
         coordinator,
     )
+
+
+def _steps_of(train: TrainLoader, processes: int) -> Steps:
+    pieces = train.sampler.accumulation(0)
+    return Steps(processes, pieces, max(1, train.sampler.batch_size(0) // (processes * pieces)))
 
 
 def settle_evaluation(
@@ -260,6 +268,8 @@ def _settled(
         return _trusting(verdict.reading, verdict.also)
     if steps.is_whole:
         return verdict.reading or Reading("batch", found="trusted", why=verdict.detail)
+    if verdict.reason == "failed" and samples is not None:
+        call_once(_subject(objective, term, At()), model, samples, steps.rows)
     return _fault(verdict, steps, has_term=term is not None)
 
 
@@ -300,9 +310,9 @@ def _is_counted(objective: Objective, term: Term | None) -> bool:
 def _trusting(reading: Reading, also: Sequence[Reading]) -> Reading:
     """The reading with what is taken on trust: a count that these samples do not tell from it, and others may."""
     plain = {"samples", "rows", "elements", "present", "filled", "told", "planes", reading.kind}
-    plain |= set() if reading.kind == "unlike" else {"positive", "unlike"}
+    plain |= set() if reading.kind == "unlike" else {"positive", "from zero", "unlike"}
     others = [other for other in also if other.kind not in plain]
-    if reading.kind == "mask":  # of which the sum is the count
+    if reading.kind in ("mask", "outside"):  # of which the sum is the count
         others = [other for other in others if other.where != reading.where]
     if not others:
         return reading

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from launcher.objective.pieces import TINY
 from launcher.objective.reading import TOLERANCE, Reading, Where
 
 _EXACTLY, _BESIDE = 1e-12, 0.2  # off the whole: what is rounding, and what a number beside a count may explain
@@ -22,8 +23,8 @@ _SURELY = 20.0  # tolerances: what is so far off is no rounding
 _EXACT = 1e-11  # what fits to rounding in double precision is not mistaken for what a weak trial lets pass
 # of what fits equally well, which is taken
 _ORDER = (
-    *("user", "samples", "rows", "elements", "kept", "weights", "present", "mask", "lengths", "total"),
-    *("unlike", "positive", "filled", "told", "planes"),
+    *("user", "samples", "rows", "elements", "kept", "weights", "present", "mask", "outside", "lengths", "total"),
+    *("unlike", "from zero", "positive", "filled", "told", "planes"),
 )
 
 
@@ -83,7 +84,12 @@ class Trial:
             else:
                 terms = [count * values[part] for count, part in ((a, piece), (b, other)) if count]
                 off = abs(values[union] - sum(terms) / (a + b - reading.beside))
-            if reading.kind in ("positive", "total", "unlike"):  # such counts are guesses: they must fit exactly
+            if reading.kind in (
+                "positive",
+                "from zero",
+                "total",
+                "unlike",
+            ):  # such counts are guesses: they must fit exactly
                 off = off if off <= 1e-3 * abs(values[piece] - values[other]) + 1e-9 * self.scale else self.scale
             worst = max(worst, off)
         return worst / self.scale
@@ -102,6 +108,10 @@ class Trial:
     def has(self, reading: Reading) -> bool:
         """Whether all its batches have something of the kind to count."""
         return all(reading in counts for counts in self.counts.values())
+
+    def counts_in_all(self, reading: Reading) -> bool:
+        """Whether something counts in each of its batches: else what a loss is divided by at least would refute it."""
+        return all(counts[reading] for counts in self.counts.values())
 
     def adds_up(self, reading: Reading) -> bool:
         """Whether the count of a union is that of its parts together."""
@@ -213,6 +223,7 @@ def _chosen(
     may_drop: bool,
 ) -> Verdict:
     unless: dict[tuple[Where, float], None] = {}
+    from_zero: set[Where] = set()  # the tensors of which what is above zero counts, however little it is
     for trial in injected:
         off = {reading: trial.misfit(reading) for reading in fit if trial.has(reading) and trial.adds_up(reading)}
         if trial.is_flat:
@@ -220,8 +231,11 @@ def _chosen(
         if still := [reading for reading in off if off[reading] <= tolerance]:
             fit = still
             trials.append(trial)
-        elif trial.put is not None and min(off.values(), default=0.0) > _SURELY * tolerance:
-            unless[trial.put] = None
+            from_zero |= {trial.put[0]} if trial.put is not None and trial.put[1] == TINY else set()
+        elif trial.put is not None and trial.put[1] != TINY:
+            told = [off[reading] for reading in off if trial.counts_in_all(reading)]
+            if min(told, default=0.0) > _SURELY * tolerance:
+                unless[trial.put] = None
     exact = [reading for reading in fit if max(trial.misfit(reading) for trial in trials) <= _EXACT]
     alike = _proportional(exact or fit, trials)
     if len(alike) > 1:
@@ -229,7 +243,8 @@ def _chosen(
     untried = _labels_of(alike[0]) if tried is None else Reading("kept") if (0,) not in tried else None
     came = _as_many_as_samples(alike[0], trials) if may_drop else frozenset()
     ranked = sorted(alike[0], key=lambda reading: (reading != untried, reading not in came, _rank(reading)))
-    if all(reading.kind == "positive" and _is_real(reading, trials) for reading in ranked):
+    is_guess = [reading.kind == "positive" and reading.where not in from_zero for reading in ranked]
+    if all(is_guess) and all(_is_real(reading, trials) for reading in ranked):
         detail = "it leaves elements out by their value, and which cannot be told"
         return Verdict(None, "ambiguous", detail, tuple(ranked))
     return Verdict(replace(ranked[0], unless=tuple(unless)), also=tuple(ranked[1:]))

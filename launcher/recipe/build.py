@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ from launcher.recipe.signature import (
     group_problems,
     leaves_open,
     parameters_of,
+    shown,
     value_problems,
     wrong_kind,
 )
@@ -378,7 +380,9 @@ class Builder:
             return _called(target, args, kwargs)
         except Exception as error:
             where, path = component.origin, dotted(component.path)
-            words = _of_code(error) or f"{told(error)}{_found_beside(error, self.folder)}"
+            words = (
+                _of_code(error) or f"{told(error)}{_found_beside(error, self.folder)}{_wants_a_tuple(error, component)}"
+            )
             raise BuildError(printable(f"{where}: {path}: {component.target}: {words}")) from error
 
     def _annotated(
@@ -510,6 +514,15 @@ def _found_beside(error: Exception, folder: Path) -> str:
     if not isinstance(error, FileNotFoundError) or not isinstance(name, str) or not (folder / name).exists():
         return ""
     return f"; paths begin in the working directory, and beside the recipe there is {shortest(folder / name)}"
+
+
+def _wants_a_tuple(error: Exception, component: Component) -> str:
+    """What to say where a list is no tuple: code without annotations that says so when it is called."""
+    given = [*component.args, *component.kwargs.values()]
+    lists = [value for value in given if isinstance(value, list)]
+    if not lists or not re.search(r"\b[Tt]uple\b", words_of(error)):
+        return ""
+    return f"; a list of a recipe is a list: {{_target_: builtins.tuple, _args_: [{shown(lists[0])}]}} is a tuple"
 
 
 def _inside(value: Any, step: str) -> Any:

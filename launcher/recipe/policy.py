@@ -126,6 +126,7 @@ _OF_PROMPTS = "num_attention_heads num_layers num_transformer_submodules num_vir
 _MAKERS = "arange eye full linspace logspace ones rand randint randn randperm tensor zeros"  # of numbers alone
 # functions and classes by the name they were defined under, and the arguments that may be written; None: any
 FUNCTIONS: dict[str, str | None] = {
+    "builtins.tuple": None,  # a recipe's lists are lists, and some packages ask their arguments for tuples
     **dict.fromkeys(f"torch.{maker}" for maker in _MAKERS.split()),
     "torch.utils.data._utils.collate.default_collate": None,
     "torch.utils.data.dataset.random_split": None,

@@ -30,7 +30,7 @@ from launcher.evaluation.unmoved import (
 )
 from launcher.evaluation.values import taken_apart
 from launcher.training.inner_optimizers import inner_optimizers
-from launcher.training.loose_buffers import print_of
+from launcher.training.loose_buffers import container_of, print_of
 
 _KNOWN_CODE = ("torch", "launcher")  # keeps what moves in buffers
 _OF_OPTIMIZERS = frozenset(  # torch's own names: kept, or no number of a step
@@ -226,7 +226,7 @@ class _Look:
             return None
         if (apart := taken_apart(value)) is not None:
             return apart.by, self.at(apart.of, depth), self.at(apart.place, depth)
-        if isinstance(value, dict | list | tuple | set | deque | np.ndarray | GeneratorType):
+        if isinstance(value, np.ndarray | GeneratorType) or container_of(value) is not None:
             return self._in_container(value, depth)
         if (generator := of_generator(value)) is not None:
             state = generator[0]
@@ -246,13 +246,14 @@ class _Look:
             return self._all(value.ravel(), depth) if value.dtype == object else print_of(value)
         if isinstance(value, GeneratorType):
             return inspect.getgeneratorstate(value), self._all(inspect.getgeneratorlocals(value).values(), depth)
-        if isinstance(value, set):
-            return sorted(map(repr, value))
-        items = [*value.items()] if isinstance(value, dict) else [*value]
+        kind = container_of(value)
+        items = [*(dict.items(value) if kind is dict else kind.__iter__(value))]
+        if kind is set:
+            return sorted(map(repr, items))
         try:  # numbers and words alone, as many as they are
             return hashlib.sha256(marshal.dumps(items, 2)).hexdigest()
         except ValueError:
-            parts = (value.keys(), value.values()) if isinstance(value, dict) else (items,)
+            parts = ([key for key, _ in items], [one for _, one in items]) if kind is dict else (items,)
             return [len(items), *(self._all(part, depth) for part in parts)]
 
     def _all(self, values: Iterable[Any], depth: int) -> list[Any]:

@@ -110,6 +110,8 @@ class _Acts:
     def made(self, step: StepBatch, done: int) -> StepResult | None:
         """Makes a step; None where there was no memory for it, and it is to be made again in smaller pieces."""
         state, session = self.state, self.session
+        if done % state.length.steps_per_epoch == 0:  # what begins with an epoch may make a loss another
+            state.objective.audit_again()
         try:
             result: StepResult = state.take_step(state, step, state.length.at(done), session.profiling.parts)
             return result

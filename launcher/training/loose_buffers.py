@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -67,6 +68,14 @@ def print_of(value: Any) -> Any:
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         flat = value if value.nbytes <= LARGEST else value.flat[:: value.size // _SAMPLE]
         return value.shape, hashlib.sha256(flat.tobytes()).hexdigest()
-    if isinstance(value, list | tuple) and len(value) <= 1_000 and all(isinstance(item, _PLAIN) for item in value):
+    if (kind := container_of(value)) is None:
+        return None
+    length = kind.__len__(value)
+    if kind in (list, tuple) and length <= 1_000 and all(isinstance(item, _PLAIN) for item in kind.__iter__(value)):
         return repr(value)
-    return (type(value).__name__, len(value)) if isinstance(value, list | set | dict) else None
+    return (type(value).__name__, length) if kind in (list, set, dict) else None
+
+
+def container_of(value: Any) -> Any:
+    """Python's own class of a container; one that inherits may refuse its methods, as e3nn's irreps do `len`."""
+    return next((kind for kind in (dict, list, tuple, set, deque) if isinstance(value, kind)), None)

@@ -148,6 +148,7 @@ OWN = (
     "rarer",
     "keeping",
     "everyday",
+    "published",
 )  # files of people's own
 _HOMES = {"torch._C._nn": "torch.nn.functional"}
 

@@ -78,3 +78,20 @@ case(
     **by_name,
 )
 case("a loss that is called by name, and is not", loss=everyday.ByName, worlds=(), refused=1, **by_name)
+
+case(
+    "a tuple that no annotation asks for",
+    'model={_target_: "everyday.py:OfTuple", sizes: {_target_: builtins.tuple, _args_: [[4, 1]]}}',
+    model=partial(everyday.OfTuple, sizes=(4, 1)),
+)
+case("a list in its place", model=partial(everyday.OfTuple, sizes=[4, 1]), worlds=(), refused=1)
+case("a model that fails", model=everyday.Failing, loss=everyday.squared, worlds=(), refused=2)
+case(
+    "a model that fails, and returns its loss",
+    "loss=model",
+    "batch={inputs: [0, 1], targets: []}",
+    model=everyday.Failing,
+    loss=None,
+    worlds=(),
+    refused=2,
+)

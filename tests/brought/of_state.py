@@ -35,6 +35,8 @@ case("own optimizer: noise", optimizer=partial(keeping.Langevin, lr=0.1))
 case("buffers expanded, and twice", model=keeping.Expanded)
 case("a buffer in the memory of the weights", model=keeping.Aliased)
 case("train() that returns nothing", model=keeping.Silent)
+case("a buffer that is None before the first forward", model=keeping.Slopes)
+case("a tuple without a length", model=keeping.Described)
 case("parameters() of the head alone", model=keeping.HeadAlone, worlds=(), refused=1)
 
 # ---------------------------------------------------------------------- that change what they are given

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.brought import of_data, of_everyday, of_losses, of_models, of_optimizers, of_packages, of_rarer, of_state
+from tests.brought import (
+    of_data,
+    of_everyday,
+    of_losses,
+    of_models,
+    of_optimizers,
+    of_packages,
+    of_published,
+    of_rarer,
+    of_state,
+)
 from tests.brought.case import CASES
 
 __all__ = [
@@ -13,6 +23,7 @@ __all__ = [
     "of_models",
     "of_optimizers",
     "of_packages",
+    "of_published",
     "of_rarer",
     "of_state",
 ]

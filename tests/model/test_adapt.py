@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -109,10 +110,17 @@ def test_a_function_adapts_too(tmp_path: Path) -> None:
     run = train_in_process(tmp_path / "run", f"model={{_target_: parts.py:Net, _adapt_: {adapt}}}", STEPS)
     assert set(weights(tmp_path / "run")) == {"shift"}
     assert run.model.scale == 2.0
-    train_in_process(
+    last = train_in_process(
         tmp_path / "last", "model={_target_: parts.py:Net, _adapt_: {_ref_: adapted.py:last_alone}}", STEPS
     )
     assert set(weights(tmp_path / "last")) == {"layers.3.weight", "layers.3.bias"}
+    net = copy.deepcopy(last.model)
+    net.layers[3].bias.data.zero_()
+    launcher.load(tmp_path / "last", model=net)
+    assert torch.equal(net.layers[3].bias, last.model.layers[3].bias)
+    net.layers[0].bias.data += 1
+    with pytest.raises(UsageError, match="and the model that you pass has"):
+        launcher.load(tmp_path / "last", model=net)
 
 
 def test_the_weights_that_a_base_starts_from_keep_their_names(tmp_path: Path) -> None:

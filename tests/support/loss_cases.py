@@ -278,7 +278,10 @@ def flattened(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 case("tokens flattened, -100", flattened, tokens(-100))
-case("weights in a closure", lambda o, t: F.cross_entropy(o, t, WEIGHTS.to(o.dtype)), classes, ASKED)
+case("weights in the file", lambda o, t: F.cross_entropy(o, t, WEIGHTS.to(o.dtype)), classes)
+case(
+    "weights made in the code", lambda o, t: F.cross_entropy(o, t, torch.arange(1.0, 6.0).sqrt().to(o)), classes, ASKED
+)
 
 
 class Alpha(nn.Module):

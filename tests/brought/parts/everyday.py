@@ -229,3 +229,33 @@ class ByName(nn.Module):
 
     def forward(self, *, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels)
+
+
+class OfTuple(nn.Module):
+    """Insists on a tuple that no annotation asks for, as code under a checker of types does."""
+
+    def __init__(self, sizes: Any):
+        super().__init__()
+        if not isinstance(sizes, tuple):
+            raise TypeError(f"sizes={sizes} is a list and not a tuple")
+        torch.manual_seed(0)
+        self.line = nn.Linear(sizes[0], sizes[1], dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.line(x)
+        return out
+
+
+class Failing(nn.Module):
+    """Fails whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        raise ValueError("nothing is ready")
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean()

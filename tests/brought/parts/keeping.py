@@ -333,3 +333,38 @@ def and_cleared(model: Any, batch: Any, at: Any = None) -> dict[str, Any]:
 def of_two(model: Any, batch: Any) -> dict[str, Any]:
     """Takes no `at`."""
     return {"loss": F.mse_loss(model(batch[0]), batch[1])}
+
+
+# ---------------------------------------------------------------------- of odd form: what a forward makes, and refuses
+
+
+class Slopes(Lin):
+    """Fills a buffer that was registered as None when it is first called, as ALiBi's in x-transformers."""
+
+    bias: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias
+        if bias is None:
+            bias = torch.linspace(0, 1, 4, dtype=x.dtype)
+            self.register_buffer("bias", bias, persistent=False)
+        return super().forward(x * bias)
+
+
+class Irreps(tuple[int, ...]):
+    """A tuple without a length, as e3nn's are."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class Described(Lin):
+    """Is described by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.irreps = Irreps((1, 3))
