@@ -43,6 +43,7 @@ from launcher.training.contents import Contents
 from launcher.training.cut import as_it_was, dependence_of
 from launcher.training.kept_beside import KeptBeside
 from launcher.training.late import Late
+from launcher.training.optimizer_state import parameter_names
 from launcher.training.plan import plan_of
 from launcher.training.pretrained import Pretrained
 from launcher.training.profiling import NoProfiling, Profiling
@@ -316,6 +317,7 @@ def _session(
             contents.optimizer,
             state.shapes,
             partial(built_anew, builder, recipe.model),
+            partial(parameter_names, state.model.bare, state.objective.modules),
         ),
     )
     return Session(

@@ -39,6 +39,7 @@ class Proof:
         named: The run's optimizer or optimizers, by the names of their parameters.
         shapes: Of the model's state_dict as it was built.
         fresh: Builds another model.
+        names: Gives the names of the parameters that the model has by then, by their identity.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class Proof:
         named: NamedOptimizer | NamedOptimizers,
         shapes: Mapping[str, Sequence[int] | None],
         fresh: Callable[[], Built],
+        names: Callable[[], Mapping[int, str]] | None = None,
     ):
-        self._named, self._fresh = named, fresh
+        self._named, self._fresh, self._names = named, fresh, names
         self._shapes: Mapping[str, Sequence[int] | None] = shapes
         self._second: dict[str, NamedOptimizer] = {}
 
@@ -55,10 +57,29 @@ class Proof:
         """Before each later one: a step may have made the model another.
 
         Raises:
-            UnresumableError: A new model does not take up its state.
+            UnresumableError: A new model does not take up its state, or the optimizer trains what is no longer in it.
         """
+        if (name := self._gone()) is not None:
+            raise UnresumableError(
+                f"model: '{name}' is no longer the parameter that the optimizer trains: something removed it or put "
+                "another in its place, which nothing trains; change its numbers in place, as by copy_()"
+            )
         try_fresh(snapshot.weights, self._shapes, self._fresh)
         self._shapes = shapes_of(snapshot.weights)
+
+    def _gone(self) -> str | None:
+        """The name of a parameter that is trained, and was the model's; None where all are."""
+        parts = self._named.parts.values()
+        if self._names is None or any(part.shards is not None for part in parts):
+            return None
+        now = self._names()
+        trained = [
+            (part.names.get(id(parameter)), parameter)
+            for part in parts
+            for group in part.param_groups
+            for parameter in group["params"]
+        ]
+        return next((name for name, parameter in trained if name is not None and id(parameter) not in now), None)
 
     def before(self, snapshot: Snapshot) -> None:
         """Looks for what could not be read back, and makes the second optimizer while nothing moves.

@@ -12,6 +12,7 @@ from datetime import timedelta
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum
 from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +21,16 @@ import pytest
 import torch
 from torch import nn
 
+from launcher.checkpoints.format import Snapshot
 from launcher.checkpoints.plain import restored, unwrapped
+from launcher.checkpoints.saving import UnresumableError
+from launcher.checkpoints.weights import shapes_of
 from launcher.evaluation.unmoved import Unmoved
 from launcher.objective.reading import tensors_in
 from launcher.training.beside import beside_states, changed_names
 from launcher.training.kept_beside import Keeper, KeptBeside
+from launcher.training.optimizer_state import named_optimizer, parameter_names
+from launcher.training.proof import Proof
 from recipes import beside
 
 HOST = torch.device("cpu")
@@ -224,6 +230,17 @@ def test_what_nobody_can_keep_is_named_while_it_moves() -> None:
     next(model.value)
     assert changed_names(before, beside_states({"model": model})) == ["model.value"]
     assert Keeper({}).kept_of(model.value) is None
+
+
+def test_a_parameter_in_the_place_of_one_that_is_trained_ends_the_run() -> None:
+    model: Any = nn.Linear(2, 1)
+    named = named_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), parameter_names(model, {}))
+    proof = Proof(named, shapes_of(model.state_dict()), lambda: model, partial(parameter_names, model, {}))
+    snapshot = Snapshot(model.state_dict(), {}, {}, None)
+    proof.again(snapshot)
+    model.weight = nn.Parameter(torch.ones(1, 2))
+    with pytest.raises(UnresumableError, match="'weight' is no longer the parameter that the optimizer trains"):
+        proof.again(snapshot)
 
 
 def test_nothing_is_made_but_values() -> None:
