@@ -18,7 +18,7 @@ from launcher.recipe import shipped
 from launcher.recipe.caller import KEYWORDS, Keyword
 from launcher.recipe.expressions import FromEnvironment
 from launcher.recipe.held_back import SHARE, with_train_s_arguments
-from launcher.recipe.inputs import system_folder
+from launcher.recipe.inputs import real_path, system_folder
 from launcher.recipe.masking import shape_in
 from launcher.recipe.places import Key, Origin, Path, Problems, dotted
 from launcher.recipe.project import SITE_PLACES, SITE_VARIABLE, is_own_recipe, named_paths
@@ -146,7 +146,7 @@ class _File:
         """Raises `_FileError` if a recipe may not build on this file; nothing is told of it, not even whether it is."""
         if not self.named_by:
             return
-        real = pathlib.Path(os.path.realpath(self.path))
+        real = pathlib.Path(real_path(self.path))
         allowed = is_own_recipe(real, self.named_by[0].path) or any(map(real.is_relative_to, _named_bases()))
         if not allowed:
             raise _FileError(
@@ -168,7 +168,7 @@ class _File:
 
     def check_chain(self) -> None:
         """Raises `_FileError` if this file is its own base."""
-        real = [os.path.realpath(file.path) for file in (*self.named_by, self)]
+        real = [real_path(file.path) for file in (*self.named_by, self)]
         names = [file.source for file in (*self.named_by, self)]
         if real[-1] in real[:-1]:
             raise _FileError(f"is its own base: {' → '.join(names[real.index(real[-1]) :])}")

@@ -10,12 +10,20 @@ from pathlib import Path
 _OF_THE_KERNEL = ("/proc", "/sys", "/dev")
 
 
+def real_path(path: str | os.PathLike[str]) -> str:
+    """Where a path leads to; the path itself where that may not be asked, as of another process's root in /proc."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return os.path.abspath(path)
+
+
 def system_folder(path: str | os.PathLike[str]) -> str | None:
     """The folder of the kernel's that a path leads to, such as /proc; None where it leads elsewhere.
 
     Shared memory, /dev/shm, is an ordinary disk to those who keep data there.
     """
-    real = os.path.realpath(path)
+    real = real_path(path)
     if real == "/dev/shm" or real.startswith("/dev/shm/"):
         return None
     return next((folder for folder in _OF_THE_KERNEL if real == folder or real.startswith(f"{folder}/")), None)
@@ -40,13 +48,13 @@ def fault_inside(folder: str | os.PathLike[str]) -> str | None:
     Args:
         folder: Walked through with all its links, each folder once on the way to it.
     """
-    root = os.path.realpath(folder)
+    root = real_path(folder)
     return next(_faults(root, (root,)), None)
 
 
 def leads_back(path: str | os.PathLike[str], above: tuple[str, ...]) -> bool:
     """Whether a folder, met on a walk, is one of those that led to it, or contains the first of them."""
-    real = os.path.realpath(path)
+    real = real_path(path)
     return real in above or Path(above[0]).is_relative_to(real)
 
 
@@ -65,4 +73,4 @@ def _faults(folder: str, above: tuple[str, ...]) -> Iterator[str]:
         elif entry.is_dir() and leads_back(entry.path, above):
             yield f"{entry.path} is a link by which this folder contains itself; remove the link"
         elif entry.is_dir():
-            yield from _faults(entry.path, (*above, os.path.realpath(entry.path)))
+            yield from _faults(entry.path, (*above, real_path(entry.path)))

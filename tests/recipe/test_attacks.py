@@ -406,6 +406,12 @@ def test_what_is_no_recipe_is_not_quoted(
         assert "20228" not in err
 
 
+def test_a_place_that_may_not_even_be_asked_is_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("r.yaml").write_text("base: /proc/1/root/x.yaml\n")  # another process's: reading the link is forbidden
+    refused(capsys, "check", "r.yaml", "--fast")
+    refused(capsys, "check", "recipe.yaml", "data.train={_target_: TextFile, path: /proc/1/root/x.txt}")
+
+
 @pytest.mark.parametrize("kind", ["fifo", "device", "kernel", "environ", "folder"])
 @pytest.mark.parametrize(
     "key",
