@@ -33,6 +33,7 @@ _MAKERS["functools.partial"] = lambda function, args, keywords: partial(function
 _KINDS = frozenset(maker for maker in _MAKERS.values() if isinstance(maker, type))
 _BASES = (int, float, complex, str, bytes, tuple, frozenset)
 _CHANGE = (bytearray, array.array)  # in place
+_OF = {"builtins.bytearray": bytes, "builtins.frozenset": tuple}  # a file could make them of what has no end
 
 
 class Apart(NamedTuple):
@@ -98,6 +99,8 @@ def put_together(apart: Apart, now: Any = None) -> Any:
 
 def _made(apart: Apart) -> Any:
     if (maker := _MAKERS.get(apart.by)) is not None:
+        if not all(isinstance(part, _OF.get(apart.by, object)) for part in apart.of):
+            raise ValueError(f"{apart.by} is not made of that")
         value = maker(*apart.of)
         if apart.place is not None:
             value.__setstate__(apart.place)

@@ -25,6 +25,7 @@ _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dty
 _KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque, "dict": dict}
 _LEFT = {"kind": "left"}  # what nobody looks at stays what it is
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+_UNMAKEABLE = (ValueError, TypeError, KeyError, ArithmeticError)  # a member that an enumeration no longer has
 _NOTHING = object()  # in which a value could be taken up that cannot be made
 
 
@@ -209,10 +210,13 @@ class _Taker:
 
     def _container(self, kept: Mapping[str, Any], now: Any) -> Any:
         kind, of = kept["kind"], kept["of"]
-        if kind == "set":
-            items: Any = list(map(self._key, of))
-        else:
-            items = self._mapping(of, now) if kind == "dict" else self._sequence(of, now)
+        try:
+            if kind == "set":
+                items: Any = list(map(self._key, of))
+            else:
+                items = self._mapping(of, now) if kind == "dict" else self._sequence(of, now)
+        except _UNMAKEABLE:
+            return _NOTHING
         is_there = kept["class"] == name_of_class(type(now)) and kind != "tuple"
         if items is None or not (is_there or kept["class"] == name_of_class(_KINDS[kind])):
             return _NOTHING  # nobody knows how to make one of somebody's class
@@ -226,7 +230,7 @@ class _Taker:
             return _NOTHING
         try:
             return put_together(Apart(kept["class"], tuple(items), place), now)
-        except (ValueError, TypeError, KeyError, ArithmeticError):  # a member that an enumeration no longer has
+        except _UNMAKEABLE:
             return _NOTHING
 
     def _array(self, kind: str, kept: Mapping[str, Any], now: Any) -> Any:

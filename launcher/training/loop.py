@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,8 @@ from launcher.training.step import StepResult
 from launcher.training.steps import FromAnyStep, StepBatch, counted_steps, timed
 from launcher.training.triggers import Triggers, due
 from launcher.world import context, faults, progress
+
+_AUDIT_STEPS = 100  # at least, between two epochs in whose first step a loss is tried on a real batch
 
 
 def train(state: TrainState, session: Session) -> tuple[str, int]:
@@ -91,6 +94,8 @@ class _Acts:
             parameter for module in (state.model.bare, *state.losses.values()) for parameter in module.parameters()
         ]
         is_alone = coordinator.world_size == 1 or state.shards is not None  # then there is one model
+        epoch = state.length.steps_per_epoch
+        self.audit_every = epoch * math.ceil(_AUDIT_STEPS / epoch)
         self.parting = None if is_alone else Parting(parameters, coordinator, session.tracking.warn)
         self.triggers = Triggers(
             session.periods,
@@ -110,7 +115,7 @@ class _Acts:
     def made(self, step: StepBatch, done: int) -> StepResult | None:
         """Makes a step; None where there was no memory for it, and it is to be made again in smaller pieces."""
         state, session = self.state, self.session
-        if done % state.length.steps_per_epoch == 0:  # what begins with an epoch may make a loss another
+        if done % self.audit_every == 0:  # what begins with an epoch may make a loss another
             state.objective.audit_again()
         try:
             result: StepResult = state.take_step(state, step, state.length.at(done), session.profiling.parts)

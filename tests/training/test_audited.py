@@ -22,6 +22,7 @@ TURNS = (
     "changing: {_target_: SGD, lr: 0.1, _params_: '*.weight'}}",
 )
 MODEL = (*EVALUATED, "loss=model", "model={_target_: depends.py:Changing}", "batch={inputs: [0, 1], targets: []}")
+LATE = (VECTORS[0], "data.micro_batch_size=4", "train.step=depends.py:step_that_changes_late", "train.steps=120")
 
 
 def refused_here(folder: str, overrides: tuple[str, ...]) -> str:
@@ -38,15 +39,16 @@ def all_refused(folder: str, cases: dict[str, tuple[str, ...]]) -> dict[str, str
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_loss_that_becomes_another_ends_the_run_at_an_evaluation(tmp_path: Path, size: int) -> None:
+def test_a_loss_that_becomes_another_ends_the_run_at_an_evaluation_or_an_epoch(tmp_path: Path, size: int) -> None:
     ends: list[dict[str, Any]] = in_world(
-        size, all_refused, str(tmp_path), {"step": STEP, "turns": TURNS, "model": MODEL}
+        size, all_refused, str(tmp_path), {"step": STEP, "turns": TURNS, "model": MODEL, "late": LATE}
     )
     assert ends[0]["turns"].startswith("train.step.changing: is not a mean over samples on this batch ("), ends[0][
         "turns"
     ]
     assert ends[0]["step"].startswith("train.step: is not a mean over samples on this batch ("), ends[0]["step"]
     assert ends[0]["step"].endswith("off; fix the loss, or name what it counts as train.count")
+    assert ends[0]["late"].startswith("train.step: is not a mean over samples on this batch ("), ends[0]["late"]
     # one that counts its own calls is measured from the state that it is in, and becomes another as it is trained
     assert ends[0]["model"].startswith("loss: is not a mean over samples on this batch ("), ends[0]["model"]
 

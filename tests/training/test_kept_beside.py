@@ -249,6 +249,16 @@ def test_nothing_is_made_but_values() -> None:
     for maker in ("os.system", "builtins.eval", f"{Meter.__module__}.Meter", "no.such"):
         kept.load_state_dict({"model.value": {"value": {"kind": "made", "class": maker, "of": ["1"], "place": None}}})
         assert (model.value, kept.lost) == (0, ["model.value"])
+    endless = {"kind": "made", "class": "itertools.count", "of": [0], "place": None}
+    for maker, of in (
+        ("builtins.frozenset", endless),
+        ("builtins.bytearray", 2**60),
+        (f"{Phase.__module__}.Phase", "GONE"),
+    ):
+        made = {"kind": "made", "class": maker, "of": [of], "place": None}
+        for value in (made, {"kind": "dict", "class": "builtins.dict", "of": [[made, 1]]}):
+            kept.load_state_dict({"model.value": {"value": value}})
+            assert (model.value, kept.lost) == (0, ["model.value"])
 
 
 def test_what_is_shared_stays_shared() -> None:
