@@ -154,6 +154,9 @@ class Caller:
     def __init__(self, function: Any, dtype: torch.dtype | None = torch.float64, device: torch.device = HOST):
         self.dtype, self._device = dtype, device
         self._classes: list[float] = []
+        self._counts: dict[
+            tuple[int, int] | None, dict[Reading, float]
+        ] = {}  # by group and union, of targets as they are
         self._draws: list[Draws] = []  # of each group, where it draws
         self.fault = ""
         self.wants_graph = False  # of its outputs: it takes gradients through them
@@ -197,6 +200,7 @@ class Caller:
         trials: list[Trial] = []
         injected: list[Trial] = []
         self._classes = classes_among([batch.targets for batch in joined])
+        self._counts = {}
         for group, batch in enumerate(joined[: 1 if is_large else None]):
             for draw in itertools.islice(draws(batch), 3 if is_large else None):
                 trials += self._trial(batch, draw, batch.targets, hints, group)
@@ -312,8 +316,11 @@ class Caller:
             with self._drawing(group, union):
                 value = self.value(cast(own, self.dtype), cast(those, self.dtype))
             if value is not None and math.isfinite(value):  # where nothing counts there is no mean
-                classes = (*self._classes, *classes_in(own))
-                values[union], counts[union] = value, candidates(those, samples, hints, classes)
+                place = (group, union) if targets is joined.targets else None
+                if place is None or place not in self._counts:
+                    classes = (*self._classes, *classes_in(own))
+                    self._counts[place] = candidates(those, samples, hints, classes)
+                values[union], counts[union] = value, self._counts[place]
         trial = Trial(values, counts, group, put)
         return [trial] if any(trial.splits()) else []
 

@@ -32,7 +32,7 @@ from launcher.objective.calls import (
 )
 from launcher.objective.drawn import Draws, held
 from launcher.objective.pieces import Put, cast, classes_among, put_into
-from launcher.objective.reading import TOLERANCE, Hints, Where, candidates, is_mask, tensors_in
+from launcher.objective.reading import TOLERANCE, Hints, Reading, Where, candidates, is_mask, tensors_in
 from launcher.objective.subject import Found, Samples, Subject
 from launcher.objective.verdict import Trial, Verdict
 
@@ -52,13 +52,15 @@ def model_trials(
         return fault
     classes = classes_among([subject.parts(by_union[7]) for by_union in batches])
     trials, shaken, injected = list(findings.trials), list[Trial](), list(findings.injected)
+    counted: list[dict[int, dict[Reading, float]]] = [{} for _ in groups]  # of the batches as they are, whatever shakes
     for amount in caller.amounts:
         with caller.shaken(amount):
             for group, (pieces, by_union) in enumerate(zip(groups, batches, strict=True)):
-                (shaken if amount else trials).extend(_model_trial(caller, by_union, pieces, hints, group, classes))
+                plain = _model_trial(caller, by_union, pieces, hints, group, classes, counted=counted[group])
+                (shaken if amount else trials).extend(plain)
                 if caller.may_change and (amount or not caller.is_double):
                     for change, put in _changes(subject, by_union, pieces, rows=amount < 0.2):
-                        injected += _model_trial(caller, change, pieces, hints, group, classes, put)
+                        injected += _model_trial(caller, change, pieces, hints, group, classes, put, counted={})
     if caller.is_double or all(trial.is_flat for trial in trials):
         trials += shaken
     else:
@@ -235,6 +237,8 @@ def _model_trial(
     group: int,
     classes: Sequence[float],
     put: Put | None = None,
+    *,
+    counted: dict[int, dict[Reading, float]],
 ) -> list[Trial]:
     values, counts = {}, {}
     for union, batch in batches.items():
@@ -242,8 +246,10 @@ def _model_trial(
             value = caller.value(batch)
         if value is None or not math.isfinite(value):
             return []
-        parts = caller._subject.parts(batch)
-        values[union], counts[union] = value, candidates(parts, len(_numbers(pieces, union)), hints, classes)
+        if union not in counted:
+            parts = caller._subject.parts(batch)
+            counted[union] = candidates(parts, len(_numbers(pieces, union)), hints, classes)
+        values[union], counts[union] = value, counted[union]
     return [Trial(values, counts, group, put)]
 
 
