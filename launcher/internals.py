@@ -399,7 +399,7 @@ def names_within(module: nn.Module) -> list[str]:
     Raises:
         AttributeError: This torch keeps them elsewhere: nobody could say whether one of them is code.
     """
-    return [*module._modules, *module._parameters, *module._buffers]
+    return [*module._modules.keys(), *module._parameters.keys(), *module._buffers.keys()]  # torch.jit has no more
 
 
 def packaged_readers() -> frozenset[str] | None:
