@@ -20,6 +20,7 @@ from launcher.objective.reading import TOLERANCE, Reading, Where
 _EXACTLY, _BESIDE = 1e-12, 0.2  # off the whole: what is rounding, and what a number beside a count may explain
 _BESIDES = (*(10.0**power for power in range(-12, 1)), torch.finfo(torch.float32).eps)
 _SURELY = 20.0  # tolerances: what is so far off is no rounding
+_GUESSES = ("positive", "from zero", "total", "unlike")  # counts that must fit exactly
 _EXACT = 1e-11  # what fits to rounding in double precision is not mistaken for what a weak trial lets pass
 # of what fits equally well, which is taken
 _ORDER = (
@@ -84,12 +85,7 @@ class Trial:
             else:
                 terms = [count * values[part] for count, part in ((a, piece), (b, other)) if count]
                 off = abs(values[union] - sum(terms) / (a + b - reading.beside))
-            if reading.kind in (
-                "positive",
-                "from zero",
-                "total",
-                "unlike",
-            ):  # such counts are guesses: they must fit exactly
+            if reading.kind in _GUESSES:
                 off = off if off <= 1e-3 * abs(values[piece] - values[other]) + 1e-9 * self.scale else self.scale
             worst = max(worst, off)
         return worst / self.scale

@@ -153,9 +153,8 @@ def _heard(world: World, seconds: float) -> list[Failure]:
     failures += [_silent(rank, world, _ENDED, when) for rank, when in closed.items() if rank in mute]
     nobody_else = not closed and all(failure.is_aftermath for failure in failures)
     if world.is_first and seconds and nobody_else and len({known[rank].host for rank in mute}) == 1:
-        failures += [
-            _silent(rank, world, _MUTE, time.time()) for rank in mute
-        ]  # of several hosts most would be innocent
+        # of several hosts most would be innocent
+        failures += [_silent(rank, world, _MUTE, time.time()) for rank in mute]
     return failures
 
 
