@@ -240,7 +240,7 @@ def _weights_looked_at(state: TrainState) -> Iterator[None]:
 
 def _place(tensor: torch.Tensor) -> int:
     """Of a tensor's memory; 0 where it has none of its own, as a sparse one."""
-    return tensor.untyped_storage().data_ptr() if internals.has_storage(tensor) else 0
+    return internals.storage_id(tensor.untyped_storage()) if internals.has_storage(tensor) else 0
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

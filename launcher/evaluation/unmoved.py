@@ -33,8 +33,8 @@ from launcher.model.kinds import is_sharded
 from launcher.model.sharding import take_apart
 from launcher.objective.loss import Objective
 
-_DEPTH = 12  # of attributes of attributes, as a step function's meter has a list
-_MOST = 100_000  # things that are looked into
+DEPTH = 12  # of attributes of attributes, as a step function's meter has a list
+MOST = 100_000  # things that are looked into
 _LARGEST = 2**28  # bytes: what is larger, and no buffer, is data
 _LONGEST = 10_000  # entries that are looked into: more are data, as a vocabulary is
 OF_TORCH = "_dynamo"  # begins what torch's compiler notes on a tensor
@@ -54,10 +54,10 @@ class Unmoved:
         self._seen: dict[int, Any] = {}  # held, so that no other thing has the number
         self._back: list[Back] = []
         self._modules: list[nn.Module] = []
-        self._left = _MOST
+        self._left = MOST
         self._iterators: dict[int, Any] = {}  # others that stand where they did, by the number of each
         for root in roots:
-            self._keep(root, _DEPTH)
+            self._keep(root, DEPTH)
         for root in roots:
             self._keep_own(root)
         self._sharded = [root for root in roots if is_sharded(root)]
@@ -175,7 +175,7 @@ class Unmoved:
             self._keep_globals(thing, depth)
         elif isinstance(thing, type):
             self._keep_class(thing, depth)
-        elif not isinstance(thing, ModuleType) and (depth == _DEPTH or is_looked_into(type(thing))):
+        elif not isinstance(thing, ModuleType) and (depth == DEPTH or is_looked_into(type(thing))):
             self._keep_attributes(thing, depth)
 
     def _keep_attributes(self, thing: Any, depth: int) -> None:

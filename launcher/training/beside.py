@@ -18,6 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from launcher.evaluation.unmoved import (
+    DEPTH,
+    MOST,
     OF_TORCH,
     globals_of,
     held_by_class,
@@ -37,7 +39,6 @@ _OF_OPTIMIZERS = frozenset(  # torch's own names: kept, or no number of a step
     ("defaults", "state", "param_groups", "step", "found_inf", "grad_scale", "_opt_called", "_step_count")
 )
 _OF_MODULES = frozenset(vars(nn.Module()))
-DEPTH, _MOST = 12, 100_000  # of what is looked into, and how many things of one attribute
 _SETTINGS = (bool, int, float)  # of a module of torch's, that somebody may change: a momentum, a rate of dropout
 
 
@@ -214,7 +215,7 @@ class _Look:
     """
 
     def __init__(self, kept: Container[int] = ()) -> None:
-        self._left, self._kept = _MOST, kept
+        self._left, self._kept = MOST, kept  # things of one attribute
         self._seen: dict[int, Any] = {}  # held, so that no other thing has the number
 
     def at(self, value: Any, depth: int) -> Any:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from launcher.evaluation.unmoved import of_generator
+from launcher.evaluation.unmoved import DEPTH, of_generator
 from launcher.evaluation.values import Apart, is_iterator, name_of_class, put_together, taken_apart
 from launcher.internals import has_storage, parts_of
-from launcher.training.beside import DEPTH, Held, changed_names, held_beside, homes_of, inside, prints_of
-from launcher.training.loose_buffers import LARGEST
+from launcher.training.beside import Held, changed_names, held_beside, homes_of, inside, prints_of
+from launcher.training.loose_buffers import LARGEST, container_of
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque, "dict": dict}
@@ -117,8 +117,8 @@ class Keeper:
             return {"kind": "made", "class": apart.by, "of": parts, "place": self._kept(apart.place, depth - 1)}
         if is_iterator(value):
             raise UnkeepableError
-        if (kind := next((name for name, one in _KINDS.items() if isinstance(value, one)), None)) is not None:
-            return self._container(kind, value, depth)
+        if (kind := container_of(value)) is not None:
+            return self._container(kind.__name__, value, depth)
         own = inside(value)
         return _LEFT if own is None else self._inside(value, own, depth)
 

@@ -24,10 +24,9 @@ from launcher.world import network, progress
 from launcher.world.exit import leave_at_once
 from launcher.world.failure import Failure
 from launcher.world.signals import first_received, listening, stop_requested
-from launcher.world.watchdog import beside, end_with
+from launcher.world.watchdog import NOTICE_SECONDS, beside, end_with
 from launcher.world.world import World
 
-NOTICE_SECONDS = 10.0
 AGAIN_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
 _BUILDING_SECONDS = 10.0  # what it is granted to come to where it stops by itself

@@ -32,7 +32,7 @@ from launcher.world.world import World
 _LOOKS = 10  # in the time that is allowed
 _SAVES = 10  # times that it, which a save may take
 _STEPS = 2  # times the longest step, before one that was asked to stop is believed to hang
-_NOTICE_SECONDS = 10.0
+NOTICE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Watch:
             self._show(failure, stalled=False)
             tell(failure)
             self._end(failure)
-        soon = min(max(_NOTICE_SECONDS, usual), limit / 2)
+        soon = min(max(NOTICE_SECONDS, usual), limit / 2)
         if is_told or self._silence(now, soon) <= soon:
             return is_told
         failure = self._examined(now, "")
