@@ -695,6 +695,19 @@ def default_store() -> Any:
     return distributed.distributed_c10d._get_default_store()
 
 
+def process_groups() -> list[Any]:
+    """All process groups that this process is in: torch lists them nowhere, and each mesh makes more.
+
+    Where torch keeps them in another way, the default one alone.
+    """
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return []
+    known = getattr(getattr(distributed.distributed_c10d, "_world", None), "pg_map", None)
+    return [distributed.group.WORLD] if known is None else list(known)
+
+
 def abort_group() -> None:
     """Ends the default process group without waiting for what was begun in it.
 

@@ -117,6 +117,7 @@ SYMBOLS: dict[str, Callable[[], object]] = {
     "_cdata": lambda: torch.zeros(1).untyped_storage(),
     "_get_default_store": lambda: torch.distributed.distributed_c10d,
     "_abort_process_group": lambda: torch.distributed.distributed_c10d,
+    "_world": lambda: torch.distributed.distributed_c10d,
     "_reductions": torchmetrics.MeanMetric,
     "_to_sync": torchmetrics.MeanMetric,
     "_reset_state": lambda: accelerate.state.AcceleratorState,

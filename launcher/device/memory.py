@@ -14,7 +14,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # as doc
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.errors import PeerError
-from launcher.world import progress
+from launcher.world import patience, progress
 from launcher.world.world import World
 
 MOST_RANKS = 8  # each reads the slots of all: with more, gloo's ring is as fast for large buckets
@@ -122,7 +122,7 @@ def _averaged(memory: Memory, bucket: GradBucket) -> torch.futures.Future[torch.
     if numbers.layout is not torch.strided:
         return _averaged_sparse(numbers, memory.size)
     numbers.div_(memory.size)  # first, as DDP does over gloo: the sum of float16 might be too large
-    memory.add_up(numbers, memory.timeout_seconds)
+    memory.add_up(numbers, patience.limit(memory.timeout_seconds))
     return _done(numbers)
 
 

@@ -20,6 +20,7 @@ from launcher.world import progress
 from launcher.world.context import RunContext, known_of
 from launcher.world.failure import Failure, of_exception
 from launcher.world.notes import Notes
+from launcher.world.patience import wait_without_limit
 from launcher.world.signals import die_with_parent, is_listening, pause, stop_requested
 from launcher.world.waiting import stop
 from launcher.world.watchdog import report
@@ -168,19 +169,22 @@ def _crashes_written(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_debugger(world: World) -> Iterator[None]:
-    """Gives the terminal to rank 0 alone at a `breakpoint()`: several that read it take each other's lines."""
+    """Gives the terminal to rank 0 alone at a `breakpoint()`: several that read it take each other's lines.
+
+    The others, which pass over theirs, wait for it from then on without a limit.
+    """
     before = sys.breakpointhook
 
     def stop(*arguments: Any, **options: Any) -> None:
         others = "rank 1 passes" if world.size == 2 else f"the other {world.size - 1} pass"
-        wait = "waiting at the step's end for device.timeout at most"
-        print(f"\nrank 0 has the terminal; {others} over breakpoint(), {wait}", flush=True)
+        waits = "waits" if world.size == 2 else "wait"
+        print(f"\nrank 0 has the terminal; {others} over breakpoint() and {waits} for it without a timeout", flush=True)
         if "PYTHONBREAKPOINT" in os.environ:
             before(*arguments, **options)
         else:
             pdb.Pdb().set_trace(inspect.stack(context=0)[1].frame)  # where the user's code stands, and not here
 
-    sys.breakpointhook = stop if world.is_first else lambda *_, **__: None
+    sys.breakpointhook = stop if world.is_first else lambda *_, **__: wait_without_limit()
     try:
         yield
     finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -166,14 +168,21 @@ def test_breakpoint_in_two_processes_is_rank_0_s(tmp_path: Path) -> None:
     shutil.copy(TINY.parent / "parts.py", tmp_path)
     net = "{_target_: 'model.py:Net', in_features: 6, out_features: 3, dtype: {_ref_: torch.float64}}"
     (tmp_path / "tiny.yaml").write_text(TINY.read_text().replace('{_target_: "parts.py:Net"}', net))
-    done = subprocess.run(
-        [command("launcher"), "train", "tiny.yaml", "--cpu", "--processes", "2", *SHORT],
-        cwd=tmp_path, input="p x.shape\nc\n", capture_output=True, text=True, check=False, timeout=240,
+    process = subprocess.Popen(
+        [command("launcher"), "train", "tiny.yaml", "--cpu", "--processes", "2", "device.timeout=5 seconds", *SHORT],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("rank 0 has the terminal; rank 1 passes over breakpoint()") == 1
-    assert done.stdout.count("torch.Size([8, 6])") == 1
-    assert "model.py(9)forward()" in done.stdout
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        told = "rank 0 has the terminal; rank 1 passes over breakpoint() and waits for it without a timeout\n"
+        said = list(itertools.takewhile(lambda line: line != told, process.stdout))
+        time.sleep(7)  # longer than device.timeout
+        output, _ = process.communicate("p x.shape\nc\n", timeout=240)
+    assert process.returncode == 0, "".join(said) + output
+    assert told not in output
+    assert output.count("torch.Size([8, 6])") == 1
+    assert "model.py(9)forward()" in output
 
 
 @pytest.mark.parametrize("name", ["runs", "sweep"])
