@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from launcher.data.dataloaders import Opened, contradictions, loader_inside, taken_apart
 from launcher.data.preparation import prepare
-from launcher.data.subsets import is_stream
+from launcher.data.subsets import is_stream, why_none
 from launcher.errors import RecipeError
 from launcher.recipe import schema
 from launcher.recipe.build import Builder
@@ -69,6 +69,8 @@ class Opener:
 
     def _taken_apart(self, dataset: Any, component: Component, key: str) -> Opened:
         section, wrong = self.section, self.builder.wrong
+        if (why := why_none(dataset)) is not None:
+            raise wrong(key, why)
         if not isinstance(dataset, DataLoader):
             if is_stream(dataset) and (loader := loader_inside(dataset)) is not None:
                 message = f"{type(dataset).__name__} passes on the batches of a {type(loader).__name__}, not samples"

@@ -32,6 +32,7 @@ from launcher.errors import LauncherError
 
 _END = object()
 _FIRST = 64  # samples that may be looked at before training
+_AGAIN = "its __iter__ must begin anew each time that it is called"
 
 
 def length_of(stream: Any) -> int | None:
@@ -205,6 +206,8 @@ class StreamEvaluationLoader(_FirstSamples, EvaluationLoader):
                 batch = list(itertools.islice(samples, self.size))
                 data = reader.pinned(reader.collated(0, np.arange(first, first + len(batch)), batch)) if batch else None
             if not batch:
+                if not first:
+                    raise LauncherError(f"{reader.name}: the stream gave no sample; {_AGAIN}")
                 return
             if first // self.size % world_size == rank:
                 yield MicroBatch(data, len(batch), first)
@@ -340,7 +343,8 @@ def _endless(dataset: Any, reader: Reader, skipped: int) -> Iterator[Any]:
     while True:
         end = yield from _one_pass(dataset, reader, number, position, dropped)
         if end == position:
-            raise LauncherError(f"{reader.name}: the stream gave no sample (shard {reader.shard}); check its source")
+            what = f"{reader.name}: the stream gave no sample (shard {reader.shard})"
+            raise LauncherError(f"{what} in pass {number + 1}; {_AGAIN if number else 'check its source'}")
         number, position = number + 1, end
 
 

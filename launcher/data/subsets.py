@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -65,6 +68,23 @@ def is_stream(dataset: Any) -> bool:
     return isinstance(dataset, IterableDataset) or not (
         hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
     )
+
+
+def why_none(dataset: Any) -> str | None:
+    """Why what was handed over as a data set is none; None where it may be one.
+
+    An iterator of Python's own cannot be told from a stream, but ends for good with its first pass: nothing would be
+    left for a second epoch, a second evaluation or a resume. A class of one's own may well begin anew.
+    """
+    name = type(dataset).__name__
+    if isinstance(dataset, Iterator) and not inspect.isfunction(getattr(type(dataset), "__iter__", None)):
+        remedy = "give a list of samples, or a class whose __iter__ begins anew, as one written with yield does"
+        return f"a {name} can be read only once; {remedy}"
+    if isinstance(dataset, Mapping) and 0 not in dataset:
+        keys = ", ".join(itertools.islice(map(str, dataset), 4)) + ", …" * (len(dataset) > 4)
+        remedy = "give one of its values, or samples by number, as torch.utils.data.TensorDataset has them"
+        return f"a {name} of {keys or 'nothing'} is no data set; {remedy}"
+    return None
 
 
 def name_of(dataset: Any) -> str:

@@ -256,6 +256,21 @@ def test_what_a_stream_cannot_do_is_refused(overrides: list[str], message: str) 
         opened("data.train={_target_: sources.py:Stream}", "data.validation=null", *overrides)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("generated", "a generator can be read only once; give a list of samples, or a class whose __iter__ begins"),
+        ("zipped", "a zip can be read only once"),
+        ("split", r"a dict of train, test is no data set; give one of its values"),
+        ("columns", r"a dict of x, y is no data set; .*TensorDataset"),
+    ],
+)
+@pytest.mark.parametrize("key", ["train", "validation"])
+def test_what_is_no_data_set_is_told_as_what_it_is(name: str, key: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=rf"data\.{key}: {message}"):
+        opened(f"data.{key}={{_target_: sources.py:{name}}}", "train={steps: 4}", "evaluate.limit=2 batches")
+
+
 def test_a_data_set_without_a_length_is_refused() -> None:
     with pytest.raises(LauncherError, match=r"NoLength is not a data set|NoLength has no length"):
         opened("data.train={_target_: sources.py:NoLength}", remove=("data.validation",))

@@ -187,6 +187,25 @@ def test_an_empty_stream_is_an_error_and_not_a_loop() -> None:
         next(loader_of(Stream(0)).steps(0, None))
 
 
+class Once:
+    """Begins where it ended."""
+
+    def __init__(self) -> None:
+        self.left = iter(range(6))
+
+    def __iter__(self) -> Iterator[int]:
+        return self.left
+
+
+def test_a_stream_that_does_not_begin_anew_is_told_as_that() -> None:
+    with pytest.raises(LauncherError, match=r"no sample \(shard 0\) in pass 2; its __iter__ must begin anew each time"):
+        list(loader_of(Once()).steps(0, 5))
+    loader = StreamEvaluationLoader(Once(), 3, Reading(), limit=5)
+    assert [batch.samples for batch in loader.batches()] == [3, 3]
+    with pytest.raises(LauncherError, match="no sample; its __iter__ must begin anew each time"):
+        list(loader.batches())
+
+
 def test_an_error_in_a_stream_names_the_sample() -> None:
     class Broken(Stream):
         def __iter__(self) -> Iterator[Any]:

@@ -105,3 +105,24 @@ class Shards(Stream):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for number in range(self.first, self.size, self.step):
             yield torch.tensor([number / 10]), torch.tensor([1.0])
+
+
+def generated() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    yield from _samples()
+
+
+def zipped() -> zip[tuple[torch.Tensor, ...]]:
+    return zip(torch.randn(8, 4), torch.randn(8), strict=True)
+
+
+def split() -> dict[str, Any]:
+    """As `datasets.load_dataset` gives it without a split."""
+    return {"train": _samples(), "test": _samples()}
+
+
+def columns() -> dict[str, Any]:
+    return {"x": torch.randn(8, 4), "y": torch.randn(8)}
+
+
+def _samples() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(torch.randn(4), torch.randn(())) for _ in range(8)]
