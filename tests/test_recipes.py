@@ -175,10 +175,12 @@ def test_each_of_the_gallery_trains_and_is_measured(short: Path) -> None:
         assert isinstance(trained.column(metric, split)[-1], float)
 
 
-def test_each_trains_alike_on_two_processes_in_micro_batches(tmp_path: Path, short: Path) -> None:
+@rounds("every", plain=[2], long=[1])
+def test_each_trains_alike_on_two_processes_in_micro_batches(tmp_path: Path, short: Path, every: int) -> None:
     """But where each process draws numbers of its own, or a loss is of a whole batch, as the recipe says."""
-    in_world(2, few_steps, str(tmp_path), QUICK | OTHERS, "data.micro_batch_size=8")
-    for name in QUICK | OTHERS:
+    chosen = dict([*(QUICK | OTHERS).items()][::every])
+    in_world(2, few_steps, str(tmp_path), chosen, "data.micro_batch_size=8")
+    for name in chosen:
         losses, alone = (result_of(folder / name).column("loss") for folder in (tmp_path, short))
         assert len(losses) == 3
         assert (losses == pytest.approx(alone, rel=1e-4)) == (name not in (*DRAWN, *OF_WHOLE)), name

@@ -32,7 +32,7 @@ from launcher.errors import LauncherError
 
 _END = object()
 _FIRST = 64  # samples that may be looked at before training
-_AGAIN = "its __iter__ must begin anew each time that it is called"
+_AGAIN = "its __iter__ must start from the beginning each time"
 
 
 def length_of(stream: Any) -> int | None:

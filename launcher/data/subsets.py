@@ -71,19 +71,19 @@ def is_stream(dataset: Any) -> bool:
 
 
 def why_none(dataset: Any) -> str | None:
-    """Why what was handed over as a data set is none; None where it may be one.
+    """Why what was passed as a data set cannot be one; None where it may be one.
 
-    An iterator of Python's own cannot be told from a stream, but ends for good with its first pass: nothing would be
-    left for a second epoch, a second evaluation or a resume. A class of one's own may well begin anew.
+    An iterator of Python's own looks like a stream, but ends for good with its first pass: nothing would be left for
+    a second epoch, a second evaluation or a resume. A class of one's own may well start from the beginning.
     """
     name = type(dataset).__name__
     if isinstance(dataset, Iterator) and not inspect.isfunction(getattr(type(dataset), "__iter__", None)):
-        remedy = "give a list of samples, or a class whose __iter__ begins anew, as one written with yield does"
+        remedy = "give a list of samples, or a class whose __iter__ starts from the beginning, as one with yield does"
         return f"a {name} can be read only once; {remedy}"
     if isinstance(dataset, Mapping) and 0 not in dataset:
         keys = ", ".join(itertools.islice(map(str, dataset), 4)) + ", …" * (len(dataset) > 4)
         remedy = "give one of its values, or samples by number, as torch.utils.data.TensorDataset has them"
-        return f"a {name} of {keys or 'nothing'} is no data set; {remedy}"
+        return f"a {name} of {keys or 'nothing'} is not a data set; {remedy}"
     return None
 
 

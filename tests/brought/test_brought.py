@@ -34,6 +34,7 @@ RECIPE = FOLDER / "parts" / "brought.yaml"
 REFUSED = FOLDER / "refused.txt"
 VARIATIONS = ("pieces", "evaluated", "resumed")
 WORLDS = (1, 2, 3)
+EACH = {1: 3, 2: 1, 3: 9}  # by the number of processes, of how many cases the plain tier takes one
 
 
 def variation_of(case: Case, size: int) -> str:
@@ -42,9 +43,14 @@ def variation_of(case: Case, size: int) -> str:
 
 
 def cases_of(size: int) -> list[Case]:
-    """All on one and two processes, every third on three; packages that take long to import on two alone."""
+    """All on two processes, every third on one and every ninth on three; what takes long to import on two alone.
+
+    What differs on one process, on two differs too; some cases have no other world, and are all tried there.
+    """
     able = [case for case in CASES.values() if size in case.worlds and (size == 2 or not case.heavy)]
-    return able[::3] if size == 3 else able
+    alone = [case for case in able if 2 not in case.worlds]
+    chosen = able[:: EACH[size]]
+    return chosen + [case for case in alone if case not in chosen]
 
 
 def overrides_of(case: Case, variation: str, size: int) -> list[str]:

@@ -79,7 +79,7 @@ def test_two_lines_exchanged_change_nothing(tmp_path: Path) -> None:
     assert_same(straight, train(tmp_path / "killed", *pair, PAIR_LINES="ba"))
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_a_model_that_is_another_is_refused_before_a_step(tmp_path: Path, size: int) -> None:
     pair = ("model={_target_: kept.py:Pair}", "optimizer={_target_: Adam, lr: 0.05}")
     stopped(tmp_path / "run", *pair, size=size)
@@ -183,7 +183,7 @@ def by_hand(model: Any, optimizer: Any, loss: Any, steps: int = 8, every: int = 
     return losses, scores
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_a_layer_that_folds_itself_in_is_trained_as_by_hand(tmp_path: Path, size: int) -> None:
     from recipes.kept import LowRank
 
@@ -213,7 +213,7 @@ def evaluated_here(folder: str) -> float:
     return float(lines[-1]["loss"])
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_a_schedule_free_optimizer_is_evaluated_and_saved_with_its_weights_for_that(tmp_path: Path, size: int) -> None:
     from recipes.kept import Lin, ScheduleFree
 
@@ -375,7 +375,7 @@ def test_a_step_function_has_the_bare_model_in_any_world(tmp_path: Path, step: s
     assert one.distance(three) < 1e-9
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 @pytest.mark.parametrize(
     "thawing",
     [

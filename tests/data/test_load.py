@@ -259,10 +259,10 @@ def test_what_a_stream_cannot_do_is_refused(overrides: list[str], message: str) 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("generated", "a generator can be read only once; give a list of samples, or a class whose __iter__ begins"),
+        ("generated", "a generator can be read only once; give a list of samples, or a class whose __iter__ starts"),
         ("zipped", "a zip can be read only once"),
-        ("split", r"a dict of train, test is no data set; give one of its values"),
-        ("columns", r"a dict of x, y is no data set; .*TensorDataset"),
+        ("split", r"a dict of train, test is not a data set; give one of its values"),
+        ("columns", r"a dict of x, y is not a data set; .*TensorDataset"),
     ],
 )
 @pytest.mark.parametrize("key", ["train", "validation"])

@@ -197,12 +197,12 @@ class Once:
         return self.left
 
 
-def test_a_stream_that_does_not_begin_anew_is_told_as_that() -> None:
-    with pytest.raises(LauncherError, match=r"no sample \(shard 0\) in pass 2; its __iter__ must begin anew each time"):
+def test_a_stream_that_ends_for_good_is_told_as_that() -> None:
+    with pytest.raises(LauncherError, match=r"no sample \(shard 0\) in pass 2; its __iter__ must start from the beg"):
         list(loader_of(Once()).steps(0, 5))
     loader = StreamEvaluationLoader(Once(), 3, Reading(), limit=5)
     assert [batch.samples for batch in loader.batches()] == [3, 3]
-    with pytest.raises(LauncherError, match="no sample; its __iter__ must begin anew each time"):
+    with pytest.raises(LauncherError, match="no sample; its __iter__ must start from the beginning each time"):
         list(loader.batches())
 
 

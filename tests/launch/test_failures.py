@@ -319,7 +319,10 @@ ACCIDENTS = {
 }
 
 
-@pytest.mark.parametrize("accident", ACCIDENTS)
+OFTEN = ("raise", "exit 0", "kill", "worker")
+
+
+@rounds("accident", plain=OFTEN, long=[accident for accident in ACCIDENTS if accident not in OFTEN])
 def test_the_first_failure_is_reported_and_nothing_is_left_running(tmp_path: Path, accident: str) -> None:
     first, more = ACCIDENTS[accident]
     workers = int(accident == "worker")

@@ -66,7 +66,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         return train(folder / "run", *PACED, "data.train.seconds=0", size=2)
 
 
-@pytest.mark.parametrize("target", ["launcher", "rank", "Ctrl-C"])
+@rounds("target", plain=["launcher", "Ctrl-C"], long=["rank"])
 def test_asked_to_stop_it_saves_ends_with_75_and_goes_on(
     tmp_path: Path, target: str, undisturbed: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

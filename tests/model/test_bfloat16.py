@@ -9,6 +9,7 @@ import pytest
 import torch
 from recipes.stacks import Stack
 from safetensors.torch import load_file
+from tiers import rounds
 from torch import nn
 from worlds import TINY, killed, result_of, train, train_here, train_in_process
 
@@ -32,7 +33,7 @@ def newest(run: Path) -> checkpoints.Checkpoint:
     return checkpoints.verify(max((run / "checkpoints").glob("step-*")))
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_weights_are_bfloat16_and_their_average_is_not(tmp_path: Path, size: int) -> None:
     run = train(tmp_path / "run", *HALF, VALIDATION, "data.micro_batch_size=5", size=size)
     assert {value.dtype for value in run.weights.values()} == {torch.bfloat16}

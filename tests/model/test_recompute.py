@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from recipes.stacks import Stack
+from tiers import rounds
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from worlds import TINY, killed, result_of, train, train_here, train_in_process
@@ -27,7 +28,7 @@ STACK = ("model={_target_: stacks.py:Stack, odd: true}", "data.global_batch_size
 ACCUMULATED = (*STACK, "data.micro_batch_size=5", "data.drop_last=true")
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_a_run_is_to_the_bit_the_one_that_keeps_all(tmp_path: Path, size: int) -> None:
     kept = train(tmp_path / "kept", *ACCUMULATED, size=size)
     again = train(tmp_path / "again", *ACCUMULATED, "device.recompute=true", size=size)

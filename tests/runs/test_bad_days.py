@@ -113,12 +113,12 @@ SCREENS = {
     "stdout is closed": (1, ">&-"),
     "all are closed": (2, "<&- >&- 2>&-"),
     "nobody reads": (1, "2>errors | true"),
-    "somebody stops reading": (2, "2>&1 | head -1"),
     "a full disk": (2, "> /dev/full 2>&1"),
+    "somebody stops reading": (2, "2>&1 | head -1"),
 }
 
 
-@pytest.mark.parametrize("screen", SCREENS)
+@rounds("screen", plain=[*SCREENS][:4], long=[*SCREENS][4:])
 def test_a_screen_that_is_gone_fails_no_run(tmp_path: Path, screen: str) -> None:
     projects.make(tmp_path, parts=SPEAKING)
     processes, redirection = SCREENS[screen]

@@ -114,7 +114,7 @@ OF_TWO = (
 )
 
 
-@rounds("size, points", plain=[(1, POINTS), (2, OF_TWO)], long=[(2, POINTS), (3, POINTS)])
+@rounds("size, points", plain=[(1, POINTS[::2]), (2, OF_TWO)], long=[(1, POINTS), (2, POINTS), (3, POINTS)])
 def test_killed_at_every_write_sync_and_rename(
     tmp_path: Path, size: int, points: tuple[str, ...], undisturbed: ByRanks
 ) -> None:
@@ -128,7 +128,7 @@ def test_killed_at_every_write_sync_and_rename(
     assert_same(run, undisturbed(size))
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_paused_at_a_step_and_resumed(tmp_path: Path, size: int, undisturbed: ByRanks) -> None:
     run = tmp_path / "run"
     for until, step in (("25%", 3), ("4 steps", 4), ("1 steps", 4), ("1 epochs", 4), ("2 epochs", 8)):
@@ -167,7 +167,7 @@ def test_killed_at_random_moments(tmp_path: Path, size: int, storm: int, undistu
     assert_same(run, undisturbed(size))
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_a_plateau_and_a_loss_with_parameters_go_on(tmp_path: Path, size: int) -> None:
     plateau = "scheduler={_target_: ReduceLROnPlateau, factor: 0.5, patience: 0, threshold: 0.5}"
     changes = (*hard(size), plateau, "loss={_target_: parts.py:Scaled}")

@@ -149,24 +149,24 @@ def test_what_one_could_not_write_is_written_again_by_all(tmp_path: Path, backgr
 
 
 CASES = {
+    "an optimizer that looks at whole parameters": ("optimizer={_target_: sharded.py:Lamb, lr: 0.01}",),
     "a step function, blocks by name": ("train.step=sharded.py:step", "device.shard=[blocks.1, side]"),
-    "a loss with a parameter, entries clipped": (
-        "loss={_target_: sharded.py:Scaled}",
-        "train.clip_grad_norm=null",
-        "train.clip_grad_value=0.01",
-    ),
     "SGD with momentum, frozen for a while, an average of equal parts": (
         "optimizer={_target_: SGD, lr: 0.03, momentum: 0.9}",
         "train.freeze={'tokens.*': 8 steps}",
         "train.ema=null",
         "train.swa={start: 4 steps, every: 3 steps}",
     ),
-    "an optimizer that looks at whole parameters": ("optimizer={_target_: sharded.py:Lamb, lr: 0.01}",),
     "the best weights": ("evaluate.best={metric: loss, mode: min}", "save.final=best", "optimizer.lr=0.3"),
+    "a loss with a parameter, entries clipped": (
+        "loss={_target_: sharded.py:Scaled}",
+        "train.clip_grad_norm=null",
+        "train.clip_grad_value=0.01",
+    ),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@rounds("case", plain=[*CASES][:3], long=[*CASES][3:])
 def test_what_a_recipe_can_say_is_the_same_sharded(tmp_path: Path, case: str) -> None:
     changes = (*CASES[case], "train.steps=12")
     one = trained(tmp_path / "one", "one process", *(each for each in changes if not each.startswith("device.shard")))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from places import RECIPES
+from tiers import rounds
 from worlds import Trained, in_world, result_of, train_here
 
 from launcher.errors import LauncherError
@@ -32,7 +33,7 @@ def train_all(folder: str, *overrides: str) -> None:
 MICRO = {1: ("data.micro_batch_size=3",), 2: ()}  # by the number of processes
 
 
-@pytest.fixture(scope="module", params=MICRO)
+@pytest.fixture(scope="module", params=[2, pytest.param(1, marks=pytest.mark.long)])
 def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     """All ways, with nothing in between, on so many processes."""
     size, folder = request.param, tmp_path_factory.mktemp("straight")
@@ -99,7 +100,7 @@ def test_a_line_has_what_each_turn_gave_last_since_the_line_before(tmp_path: Pat
 NOISE = ("train.after_step=ways.py:shaken", "data.validation={_target_: ways.py:Points}", "evaluate.every=5 steps")
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_what_a_function_after_a_step_draws_is_the_same_on_every_rank_and_after_a_stop(
     tmp_path: Path, size: int
 ) -> None:
@@ -123,7 +124,7 @@ def trained(folder: Path, *overrides: str, size: int = 1) -> Trained:
 AFTER = "evaluate.after={_target_: ways.py:Looked}"
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_a_function_after_an_evaluation_logs_and_changes_nothing(tmp_path: Path, size: int) -> None:
     plain = trained(tmp_path / "plain", *NOISE, size=size)
     looked = trained(tmp_path / "looked", *NOISE, AFTER, size=size)
@@ -348,7 +349,7 @@ def train_in_each_precision(folder: str) -> None:
             train_here(f"{folder}/{precision}/{name}", said, str(RECIPE), ("loss",))
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@rounds("size", plain=[2], long=[1])
 def test_a_whole_step_function_is_under_autocast_whatever_it_calls(tmp_path: Path, size: int) -> None:
     in_world(size, train_in_each_precision, str(tmp_path))
     for precision in ("no", "bf16", "bf16-true"):
