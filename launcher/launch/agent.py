@@ -5,6 +5,7 @@ Everything of torch's is imported inside functions: the command line imports thi
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import sys
@@ -42,13 +43,13 @@ def run_agent(
         nodes: This machine among several.
         processes: How many this machine has.
         max_restarts: How often all are started again when one has failed.
-        leaving_seconds: What those that still run at the end are granted.
+        leaving_seconds: What those that still run at the end are granted; an older torch grants 30 seconds, always.
         starting: Told of each start.
         ended: Told of each failure.
     """
-    config = _config(nodes, processes, max_restarts, leaving_seconds)
+    config = _config(nodes, processes, max_restarts)
     with _unheard("torch.distributed.elastic"):
-        _agent(config, nodes, _handler(nodes), command, starting, ended).run()
+        _agent(config, nodes, _handler(nodes), command, leaving_seconds, starting, ended).run()
 
 
 def _handler(nodes: Nodes) -> RendezvousHandler:
@@ -93,7 +94,7 @@ def _handler(nodes: Nodes) -> RendezvousHandler:
     return Met()
 
 
-def _config(nodes: Nodes, processes: int, max_restarts: int, leaving_seconds: int) -> LaunchConfig:
+def _config(nodes: Nodes, processes: int, max_restarts: int) -> LaunchConfig:
     """What torchrun would make of it, with its defaults: the binding of processes to memory nodes among them."""
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -104,7 +105,6 @@ def _config(nodes: Nodes, processes: int, max_restarts: int, leaving_seconds: in
         run_id=nodes.run_id,
         max_restarts=max_restarts,
         monitor_interval=0.1,
-        shutdown_timeout=leaving_seconds,
         logs_specs=_untouched(),
     )
 
@@ -128,6 +128,7 @@ def _agent(
     nodes: Nodes,
     handler: RendezvousHandler,
     command: Sequence[str],
+    leaving_seconds: int,
     starting: Starting,
     ended: Ended,
 ) -> LocalElasticAgent:
@@ -162,8 +163,9 @@ def _agent(
         numa_options=config.numa_options,
     )
     assert config.logs_specs is not None
-    assert config.shutdown_timeout is not None
-    return Agent(spec, config.logs_specs, config.start_method, shutdown_timeout=config.shutdown_timeout)
+    takes_it = "shutdown_timeout" in inspect.signature(LocalElasticAgent).parameters  # torch 2.10 does not
+    granted: dict[str, Any] = {"shutdown_timeout": leaving_seconds} if takes_it else {}
+    return Agent(spec, config.logs_specs, config.start_method, **granted)
 
 
 @contextmanager

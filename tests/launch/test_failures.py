@@ -322,6 +322,7 @@ ACCIDENTS = {
 OFTEN = ("raise", "exit 0", "kill", "worker")
 
 
+@pytest.mark.torch_internals  # its agent
 @rounds("accident", plain=OFTEN, long=[accident for accident in ACCIDENTS if accident not in OFTEN])
 def test_the_first_failure_is_reported_and_nothing_is_left_running(tmp_path: Path, accident: str) -> None:
     first, more = ACCIDENTS[accident]

@@ -50,6 +50,7 @@ def trains(folder: Path) -> Callable[[], bool]:
     return lambda: any((folder / "run" / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.torch_internals  # its agent
 def test_two_supervisors_train_as_one_world(tmp_path: Path) -> None:
     master = f"127.0.0.1:{free_port()}"
     one, other = (node(tmp_path, rank, master) for rank in (0, 1))

@@ -61,6 +61,7 @@ def assert_equal(run: Trained, expected: Trained, within: float) -> None:
             assert run.column(key, split) == pytest.approx(expected.column(key, split), rel=1e-6)
 
 
+@pytest.mark.torch_internals
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_share_a_model_trains_the_same(tmp_path: Path, alone: Trained, way: str) -> None:
     run = trained(tmp_path / "run", way)
