@@ -288,7 +288,7 @@ def wrap(module: nn.Module, device: Device, section: schema.Device, *, shares: b
 
 def _share_sparse(names: Sequence[str], wrapped: Any, inputs: Any) -> None:
     """Makes these buffers rank 0's before a forward, whenever DDP does so with those that it can send."""
-    if wrapped.require_forward_param_sync and wrapped.forward_sync_buffers:
+    if wrapped.require_forward_param_sync and wrapped.broadcast_buffers:  # by the name that every torch has
         for part in (part for name in names for part in parts_of(wrapped.module.get_buffer(name))):
             dist.broadcast(part.detach(), src=0)
 

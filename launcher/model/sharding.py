@@ -92,6 +92,17 @@ class Mesh:
         shares = [rows_of(rows.shape[0], rank, self.per_group) for rank in range(self.per_group)]
         return [part[: stop - first] for part, (first, stop) in zip(parts or (), shares, strict=False)]
 
+    def computes_as_whole(self) -> bool:
+        """Whether this torch computes with norms of distributed tensors what it computes with those of whole ones.
+
+        torch 2.10 adds a number to each process's part of a norm, and then adds the parts up.
+        """
+        from torch.distributed.tensor import DTensor, Shard
+
+        ones = torch.ones(2, device=self.devices.device_type)
+        norm: Any = DTensor.from_local(ones, self.devices["shard"], [Shard(0)], run_check=False).norm()
+        return not any(place.is_partial() for made in (1 + norm, -2 * norm) for place in made.placements)
+
     def writes(self, number: int) -> bool:
         """Whether this process writes down its rows of a tensor with a number."""
         return number % self.groups == self.group_rank

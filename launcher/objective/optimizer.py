@@ -84,6 +84,10 @@ def _one(
     if shards is not None and isinstance(section.given, Optimizer):
         message = "was made for parameters that are whole; pass its class, or a function of the parameters"
         raise builder.wrong(section.path, message)
+    if shards is not None and not by_entries and not shards.mesh.computes_as_whole():
+        message = f"{section.target} steps whole parameters, and torch {torch.__version__} computes with norms of "
+        remedy = f"use one that steps each entry by itself ({', '.join(_BY_ENTRIES)}), or torch 2.13"
+        raise builder.wrong(section.path, f"{message}sharded ones wrongly; {remedy}")
     if shards is not None and by_entries:
         named = {name: shards.local(parameter) for name, parameter in named.items()}
     is_grouped = any(section.options.get(key) is not None for key in ("_groups_", "_layer_decay_"))
