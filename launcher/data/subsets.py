@@ -80,11 +80,20 @@ def why_none(dataset: Any) -> str | None:
     if isinstance(dataset, Iterator) and not inspect.isfunction(getattr(type(dataset), "__iter__", None)):
         remedy = "give a list of samples, or a class whose __iter__ starts from the beginning, as one with yield does"
         return f"a {name} can be read only once; {remedy}"
-    if isinstance(dataset, Mapping) and 0 not in dataset:
+    if isinstance(dataset, Mapping) and not _has_first(dataset):
         keys = ", ".join(itertools.islice(map(str, dataset), 4)) + ", …" * (len(dataset) > 4)
         remedy = "give one of its values, or samples by number, as torch.utils.data.TensorDataset has them"
         return f"a {name} of {keys or 'nothing'} is not a data set; {remedy}"
     return None
+
+
+def _has_first(dataset: Mapping[Any, Any]) -> bool:
+    """Whether a mapping has samples by number; tensors by name may be read by number too (a TensorDict)."""
+    try:
+        dataset[0]
+    except Exception:
+        return False
+    return True
 
 
 def name_of(dataset: Any) -> str:
