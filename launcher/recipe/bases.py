@@ -392,7 +392,7 @@ def _alternatives(file: _File) -> str:
         return f"; there is no folder '{folder}'"
     names = _recipes(file.path.parent)
     prefix = f"{folder}/" if folder else ""
-    if (name := file.source.removesuffix(".yaml")) in shipped.names():
+    if (name := file.source.removesuffix(".yaml")) in shipped.names() and f"{name}.yaml" not in names:
         return f" here; it comes with the launcher, `launcher copy {name}` puts it here"
     return suggestion(file.path.name, names, prefix) or _listed(names, "; the recipes there are ")
 

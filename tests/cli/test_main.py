@@ -191,6 +191,15 @@ def test_a_package_that_can_be_called_is_there_in_a_fresh_process(tmp_path: Path
     assert shell(sys.executable, "-c", code, folder=tmp_path).stdout == "True True\n"
 
 
+def test_a_shipped_recipe_that_was_copied_is_meant(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "recipes" / "digits_mlp.yaml", tmp_path)
+    done = subprocess.run(
+        [command("launcher"), "train", "digits_mlp"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "digits_mlp: does not exist; did you mean 'digits_mlp.yaml'?\n"
+
+
 # ---------------------------------------------------------------------- bad input
 
 
