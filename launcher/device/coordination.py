@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +23,7 @@ from launcher.device.keepalive import open_files, watch_connection
 from launcher.errors import EXIT_FAILED, LauncherError, PeerError
 from launcher.recipe.raised import last_lines
 from launcher.world import progress
+from launcher.world.patience import FOREVER
 from launcher.world.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
-_FOREVER = timedelta(days=365)
 _UNREACHABLE = re.compile("Connection timed out|No route to host|Network is unreachable")
 _RESULT, _ERROR, _PROGRESS = range(3)  # what rank 0 sends in `from_first`
 _STOP = "launcher/stop"  # in the process group's store: a rank that waits was asked to stop
@@ -84,13 +83,13 @@ class Coordinator:
         self._next_beat = 0.0
         self.is_asked_to_stop = False  # rank 0, by a rank that waits for it; known once a second
         self.memory = memory
-        self.timeout_seconds = timeout_seconds if timeout_seconds is not None else _FOREVER.total_seconds()
+        self.timeout_seconds = timeout_seconds if timeout_seconds is not None else FOREVER.total_seconds()
         self._group = group
         self._alone: Any = None  # a group of this rank, where it was needed
         self._told: Any = _store() if world_size > 1 else None  # where who is asked to stop says so
         if world_size > 1 and group is None:
             before = open_files()
-            self._group = dist.new_group(backend="gloo", timeout=_FOREVER)
+            self._group = dist.new_group(backend="gloo", timeout=FOREVER)
             self._broadcast(torch.zeros(1))  # from here on all connections are there
             if timeout_seconds is not None:
                 for descriptor in open_files() - before:
@@ -160,7 +159,7 @@ class Coordinator:
             yield
             return
         if self._alone is None:  # over gloo, which has no part in how NCCL splits its groups
-            self._alone = dist.new_group([dist.get_rank()], _FOREVER, "gloo", use_local_synchronization=True)
+            self._alone = dist.new_group([dist.get_rank()], FOREVER, "gloo", use_local_synchronization=True)
         everyone, dist.group.WORLD = dist.group.WORLD, self._alone
         try:
             yield

@@ -19,10 +19,10 @@ from launcher.evaluation.unmoved import DEPTH, of_generator
 from launcher.evaluation.values import Apart, is_iterator, name_of_class, put_together, taken_apart
 from launcher.internals import has_storage, parts_of
 from launcher.training.beside import Held, changed_names, held_beside, homes_of, inside, prints_of
-from launcher.training.loose_buffers import LARGEST, container_of
+from launcher.training.loose_buffers import CONTAINERS, LARGEST, container_of
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
-_KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque, "dict": dict}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in CONTAINERS}
 _LEFT = {"kind": "left"}  # what nobody looks at stays what it is
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _UNMAKEABLE = (ValueError, TypeError, KeyError, ArithmeticError)  # a member that an enumeration no longer has

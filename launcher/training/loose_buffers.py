@@ -13,6 +13,7 @@ from torch import nn
 
 from launcher.internals import has_storage, parts_of
 
+CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set, deque)
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
 LARGEST = 2**28  # bytes of what is looked at as a whole: what is larger is likely data
 _SAMPLE = 2**16  # numbers of what is larger
@@ -78,4 +79,4 @@ def print_of(value: Any) -> Any:
 
 def container_of(value: Any) -> Any:
     """Python's own class of a container; one that inherits may refuse its methods, as e3nn's irreps do `len`."""
-    return next((kind for kind in (dict, list, tuple, set, deque) if isinstance(value, kind)), None)
+    return next((kind for kind in CONTAINERS if isinstance(value, kind)), None)

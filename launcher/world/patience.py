@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+FOREVER = timedelta(days=365)
 _is_endless = False
 
 
@@ -19,4 +20,4 @@ def wait_without_limit() -> None:
     global _is_endless
     _is_endless = True
     for group in internals.process_groups():
-        group.set_timeout(timedelta(days=365))
+        group.set_timeout(FOREVER)

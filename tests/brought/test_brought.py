@@ -45,7 +45,7 @@ def variation_of(case: Case, size: int) -> str:
 def cases_of(size: int) -> list[Case]:
     """All on two processes, every third on one and every ninth on three; what takes long to import on two alone.
 
-    What differs on one process, on two differs too; some cases have no other world, and are all tried there.
+    Two run what one does, and what lies between them. Cases that are not for two are all tried where they can be.
     """
     able = [case for case in CASES.values() if size in case.worlds and (size == 2 or not case.heavy)]
     alone = [case for case in able if 2 not in case.worlds]

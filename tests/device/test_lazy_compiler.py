@@ -20,22 +20,13 @@ TWO_GLOO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-pe
 
 
 def run(code: str) -> None:
-    """In a process of its own that has imported torch, and this program, and no compiler yet.
-
-    A fresh one where others have it already: where torchvision is installed, torchmetrics imports both.
-    """
-    if in_world(1, executed, code) == [False]:
-        before = "import launcher.run, sys\nassert 'torch._dynamo' not in sys.modules\n"
-        done = subprocess.run([sys.executable, "-c", before + code], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    """In a process of its own that has imported torch, and this program, and no compiler yet."""
+    in_world(1, executed, code)
 
 
-def executed(code: str) -> bool:
-    """Whether it could be, here."""
-    if "torch._dynamo" in sys.modules:
-        return False
+def executed(code: str) -> None:
+    assert "torch._dynamo" not in sys.modules
     exec(code, {})
-    return True
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -183,13 +174,7 @@ def ddp_by_torch_alone(spared: bool) -> list[list[float]]:
     return [parameter.flatten().tolist() for parameter in model.parameters()]
 
 
-def has_compiler() -> bool:
-    return "torch._dynamo" in sys.modules
-
-
 def test_ddp_made_without_the_compiler_trains_as_torchs_own_and_can_be_compiled_later() -> None:
-    if in_world(1, has_compiler) == [True]:
-        pytest.skip("torchvision is installed, and has imported the compiler")
     spared, usual = (in_world(2, ddp_by_torch_alone, spared) for spared in (True, False))
     assert spared[0] == spared[1] == usual[0] == usual[1]
 

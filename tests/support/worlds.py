@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import multiprocessing
 import os
 import random
@@ -39,7 +40,9 @@ _context = multiprocessing.get_context("forkserver")
 # imported once: what each process would otherwise spend seconds on
 _context.set_forkserver_preload(
     [
-        *("launcher.run", "torch.distributed.tensor", "torch.distributed.fsdp", "torchmetrics.classification"),
+        *("launcher.run", "torch.distributed.tensor", "torch.distributed.fsdp"),
+        # it imports torchvision where that is installed, which imports torch's compiler: no run has it that early
+        *(() if importlib.util.find_spec("torchvision") else ("torchmetrics.classification",)),
         *("rich.progress", "jinja2", "torch.distributed.elastic.agent.server.local_elastic_agent"),
         *("launcher.launch.supervisor", "launcher.launch.nodes", "launcher.launch.slurm.requeue"),
         "ready",

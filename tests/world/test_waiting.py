@@ -441,6 +441,7 @@ def test_one_rank_that_is_asked_to_stop_while_it_waits_takes_the_late_ones_along
         deadline = time.monotonic() + 60
         while not (tmp_path / "late").exists() and time.monotonic() < deadline:
             time.sleep(0.05)  # rank 0 may say that it waits before rank 1 has come that far
+        assert (tmp_path / "late").exists()
         ranks = psutil.Process(process.pid).children()
         next(one for one in ranks if one.environ()["RANK"] == "0").terminate()
         time.sleep(0.5)  # rank 0 hears it while the other one is late still
